@@ -1,0 +1,263 @@
+"""AdamHC as a `torch.optim.Optimizer`: it keeps the books; `widthwise.kernels.reference` has the formulas."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from widthwise.kernels import reference, validation
+from widthwise.kernels.backends import BACKENDS, Backend, resolve
+from widthwise.kernels.means import WeightMeans
+from widthwise.kernels.reference import Batch, Decay
+
+
+class AdamHC(Optimizer):
+    """AdamW with Huber weight decay (AdamHD, arXiv 2511.14721) and the AdamC correction (arXiv 2506.02285).
+
+    A drop-in for `torch.optim.AdamW`: with ``decay="l2"`` it is AdamW. The update, with its equation
+    numbers, is in the docstring of `widthwise.kernels.reference`. All options but `clip_norm` and `backend`
+    may differ per group.
+
+    State per parameter, after its first step: `step` (0-dim float32 on CPU), `exp_avg` and `exp_avg_sq` (as
+    the parameter); with a Huber decay, 0-dim in the parameter's dtype, `abs_mean` (the last finite mean of
+    the absolute weights), `nonfinite` (1 while that of the present weights is NaN or infinite, so that the
+    threshold is held) and, with ``threshold="ema"``, `threshold_ema`; and `decay_scale`, a float, where
+    `set_decay_scale` set one.
+
+    The mean of the updated weights serves the next step. It is measured anew at a parameter's first step,
+    after `load_state_dict`, a copy or unpickling, and after an edit of the weights from outside, which
+    shows in the tensor's version counter or its address. An edit *through* ``param.data`` in place shows in
+    neither: call `remeasure` after it.
+
+    `grad_scale` and `found_inf`, which `torch.amp.GradScaler` sets, are honoured; a skipped step advances
+    nothing.
+
+    Args:
+        params: dense float32 or float64 parameters, named or not, or groups of them; empty ones are passed
+            over.
+        lr: learning rate η, a float or a 0-dim tensor; may follow any scheduler.
+        betas: β1 and β2.
+        eps: ε, added after the bias-corrected square root.
+        weight_decay: λ, multiplied by the learning rate as in `torch.optim.AdamW`.
+        decay: "none", "l2", "huber" (the old weights are clipped) or "huber-prox" (the proximal step).
+        huber_c: the threshold in units of the mean absolute weight; infinity is no threshold. May be None
+            where `decay` is not a Huber one.
+        threshold: "mean", or "ema" to smooth the mean with `threshold_beta`.
+        threshold_beta: β0.
+        corrected: multiply the decay by lr/max_lr; for weights that are followed by a normalisation.
+        max_lr: the group's peak learning rate; defaults to its `lr` at construction.
+        clip_norm: scale the gradients down to this global norm over all groups, leaving `param.grad` as it
+            is. Infinity computes `grad_norm` and clips nothing.
+        backend: "auto" or "reference"; "cuda" and "cpu" are not shipped in this version.
+
+    Attributes:
+        grad_norm: norm of the (unscaled) gradients before clipping at the last step, a 0-dim tensor; None
+            where it was not computed, that is without `clip_norm` or after a skipped step.
+
+    Raises:
+        ValueError: if an argument is outside its range, or a parameter is half precision, complex or sharded.
+    """
+
+    # GradScaler then sets grad_scale and found_inf, and unscales nothing itself.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        decay: Decay = "huber",
+        huber_c: float | None = 2.0,
+        threshold: Literal["mean", "ema"] = "mean",
+        threshold_beta: float = 0.99,
+        corrected: bool = False,
+        max_lr: float | None = None,
+        clip_norm: float | None = None,
+        backend: Literal["auto", "cuda", "cpu", "reference"] = "auto",
+    ) -> None:
+        validation.check_clip_norm(clip_norm)
+        self.clip_norm = clip_norm
+        self.backend = resolve(backend)
+        self.grad_norm: Tensor | None = None
+        self._means = WeightMeans()
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            "huber_c": huber_c,
+            "threshold": threshold,
+            "threshold_beta": threshold_beta,
+            "corrected": corrected,
+            "max_lr": max_lr,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it does not give are the constructor's, and `max_lr` None is its own `lr`.
+
+        Raises:
+            ValueError: if an option or a parameter is refused; no group is added then.
+        """
+        group = {**self.defaults, **param_group}
+        if group["max_lr"] is None:
+            group["max_lr"] = float(group["lr"])
+        validation.check_options(group)
+        super().add_param_group(group)
+        try:
+            for param in group["params"]:
+                validation.check_parameter(param)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def set_decay_scale(self, multipliers: Mapping[Tensor, float]) -> None:
+        """Multiply λ of single tensors, for AlphaDecay and the like; kept in the state dict.
+
+        Raises:
+            ValueError: if a key is no parameter of this optimizer or a multiplier is not finite and >= 0;
+                nothing is set then.
+        """
+        own = {param for group in self.param_groups for param in group["params"]}
+        for param, multiplier in multipliers.items():
+            if param not in own:
+                shape = tuple(param.shape)
+                raise ValueError(
+                    f"decay_scale: must be for parameters of this optimizer, got a tensor of shape {shape}"
+                )
+            validation.check_decay_scale(multiplier)
+        for param, multiplier in multipliers.items():
+            self.state[param]["decay_scale"] = float(multiplier)
+
+    def remeasure(self) -> None:
+        """Measure the weights anew before the next step; needed only after an edit through ``param.data``."""
+        self._means = WeightMeans()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do one step for every parameter that has a gradient; return what `closure` returns.
+
+        Raises:
+            ValueError: if a gradient is sparse or complex; nothing is changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.grad_norm = None
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item() != 0:
+            return loss
+        batches = [(group, params) for group in self.param_groups for params in _alike(group["params"])]
+        factor = self._gradient_factor()
+        for group, params in batches:
+            self._step_alike(group, params, factor)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of AdamHC or `torch.optim.AdamW`; options it does not have stay as they are."""
+        options = [{name: group[name] for name in self.defaults} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, present in zip(self.param_groups, options, strict=True):
+            for name, value in present.items():
+                group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Add what copies and pickles need; not the means' book, so that a copy measures its own weights."""
+        return {**super().__getstate__(), "clip_norm": self.clip_norm, "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle, a copy or, as torch calls it, a state dict."""
+        super().__setstate__(state)
+        self.grad_norm = None
+        self._means = WeightMeans()
+
+    def _step_alike(self, group: dict[str, Any], params: list[Tensor], factor: Tensor | None) -> None:
+        """Update parameters of one group, device and dtype."""
+        states = [self._state_of(param) for param in params]
+        huber = group["decay"] in validation.HUBER
+        deltas = self._means.thresholds(group, params, states, self._backend) if huber else []
+        batch = self._batch(group, params, states, deltas, factor)
+        means = self._backend.update(batch)
+        for state, step in zip(states, batch.steps, strict=True):
+            state["step"].fill_(step)
+        if means is not None:
+            self._means.remember(params, states, means)
+
+    def _batch(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        deltas: list[Tensor],
+        factor: Tensor | None,
+    ) -> Batch:
+        """Collect what one update needs."""
+        lr = float(group["lr"])
+        peak = float(group["max_lr"]) if group["corrected"] else None
+        scales = [state.get("decay_scale", 1.0) for state in states]
+        return Batch(
+            params=params,
+            grads=_gradients(params, factor),
+            exp_avgs=[state["exp_avg"] for state in states],
+            exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+            steps=[int(state["step"].item()) + 1 for state in states],
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            decay=group["decay"],
+            strengths=[reference.decay_strength(lr, group["weight_decay"], scale, peak) for scale in scales],
+            thresholds=deltas,
+        )
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        """Return the parameter's state, made at its first step; `decay_scale` may be there before."""
+        state: dict[str, Any] = self.state[param]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state
+
+    def _gradient_factor(self) -> Tensor | None:
+        """Return what unscales and clips the gradients, as a factor, and set `grad_norm`."""
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        factor = None if grad_scale is None else grad_scale.double().reciprocal().float()
+        if self.clip_norm is None:
+            return factor
+        everything = [param.grad for group in self.param_groups for param in group["params"]]
+        norm = torch.nn.utils.get_total_norm([grad for grad in everything if grad is not None])
+        self.grad_norm = norm if factor is None else norm * factor.to(norm.device)
+        clip = reference.clip_factor(self.grad_norm, self.clip_norm)
+        return clip if factor is None else clip * factor.to(clip.device)
+
+    @property
+    def _backend(self) -> Backend:
+        return BACKENDS[self.backend]
+
+
+def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Check the gradients, pass over parameters without one, and gather the rest by device and dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None and param.numel() > 0:
+            validation.check_gradient(param)
+            alike.setdefault((param.device, param.dtype), []).append(param)
+    return list(alike.values())
+
+
+def _gradients(params: list[Tensor], factor: Tensor | None) -> list[Tensor]:
+    """Return the gradients in the parameters' dtype, multiplied by `factor`; `param.grad` stays as it is."""
+    grads = [param.grad.to(param.dtype) for param in params if param.grad is not None]
+    return grads if factor is None else list(torch._foreach_mul(grads, factor.to(grads[0].device)))

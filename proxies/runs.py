@@ -1,0 +1,84 @@
+"""One run of a GPT as plain data: what a sweep's trial and a target's worker have in common."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
+from widthwise.proxies.data import Tokens, open_tokens
+from widthwise.proxies.model import GPT
+from widthwise.proxies.optimizer import adamhc
+from widthwise.proxies.shapes import parameter_groups, parameter_table
+from widthwise.proxies.training import Metrics, RunOptions, TrainResult, train
+from widthwise.proxies.validation import Record
+
+
+class RunSpec(Record):
+    """Everything that decides a run's outcome but its seed; it travels to a worker as JSON.
+
+    Attributes:
+        model: the GPT.
+        base_width: the width at which its multipliers are 1.
+        horizon: length and schedule.
+        hyperparameters: the optimizer's settings at the base width.
+        settings: peak learning rate, weight decay and ε per parameter kind, at the model's width.
+        data: source of the tokens.
+    """
+
+    model: GPTConfig
+    base_width: int
+    horizon: Horizon
+    hyperparameters: Hyperparameters
+    settings: dict[Kind, KindSettings]
+    data: str
+
+
+def base_settings(hyperparameters: Hyperparameters) -> dict[Kind, KindSettings]:
+    """Return the settings at the base width: one η for all, λ on matrices alone (arXiv 2510.15262)."""
+    plain = KindSettings(lr=hyperparameters.lr, weight_decay=0.0, eps=hyperparameters.eps)
+    decayed = plain.model_copy(update={"weight_decay": hyperparameters.weight_decay})
+    return {"matrix": decayed, "embedding": plain, "readout": plain, "gain": plain, "bias": plain}
+
+
+def run(
+    spec: RunSpec, options: RunOptions, on_metrics: Callable[[Metrics], object] | None = None
+) -> TrainResult:
+    """Build the model and its optimizer and train; `options.seed` decides initialisation and batches.
+
+    With several workers the process group must exist; the model is then wrapped in DDP.
+    """
+    model: nn.Module = GPT(spec.model, seed=options.seed).to(options.device)
+    table = parameter_table(
+        lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
+    )
+    corrected = spec.hyperparameters.corrected
+    groups = parameter_groups(model, table, lambda entry: spec.settings[entry.kind], corrected=corrected)
+    optimizer = adamhc(groups, spec.hyperparameters)
+    if options.world_size > 1:
+        model = DistributedDataParallel(model)
+    return train(
+        model,
+        optimizer,
+        opened(spec.data, spec.model.vocab_size),
+        spec.horizon,
+        context=spec.model.context,
+        options=options,
+        on_metrics=on_metrics,
+    )
+
+
+def device_options() -> dict[str, Any]:
+    """Return the device of this process and the precision that suits it, as `RunOptions` takes them."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "precision": "bf16"}
+    return {"device": "cpu", "precision": "fp32"}
+
+
+@cache
+def opened(source: str, vocab_size: int) -> Tokens:
+    """Open the data once per process: a sweep's worker runs many trials."""
+    return open_tokens(source, vocab_size=vocab_size)

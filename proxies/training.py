@@ -1,0 +1,314 @@
+"""The training loop of proxies and targets: one function, exact resume, and a status instead of an exception.
+
+A run depends only on the model's weights, the data, the horizon and the seed; a resumed run continues the
+same batches, bit for bit on one device.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from widthwise.proxies.checkpoint import load_checkpoint, save_checkpoint
+from widthwise.proxies.config import Horizon
+from widthwise.proxies.data import Tokens
+from widthwise.proxies.schedule import schedule
+from widthwise.proxies.validation import ConfigError
+
+Status = Literal["completed", "stopped", "diverged"]
+
+# assumed: a run whose loss rises this far above its start does not come back
+DIVERGED_AT = 1.5
+# A look at the loss waits for the device, so it is taken only this often.
+STEPS_BETWEEN_LOOKS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out; nothing here changes what is learnt, but seed and precision.
+
+    Attributes:
+        seed: decides the batches.
+        device: ``cpu`` or ``cuda``.
+        precision: ``bf16`` runs the forward and backward pass under autocast; weights stay fp32.
+        compile: whether to ``torch.compile`` the model.
+        evaluations: validation passes, evenly spaced, the last at the end.
+        validation_batches: batches of each pass; always the same ones.
+        checkpoint: file to resume from and to write to; None keeps nothing.
+        checkpoint_every: steps between checkpoints; None saves at every evaluation.
+        rank: this worker's place among `world_size`.
+        world_size: workers that share every batch; the model is then wrapped in DDP by the caller.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    evaluations: int = 10
+    validation_batches: int = 8
+    checkpoint: Path | None = None
+    checkpoint_every: int | None = None
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What a run has come to at one evaluation; losses are nats per token.
+
+    `train_loss` is the mean since the last evaluation, `seconds` and `tokens_per_second` count this
+    run's whole time, validation and earlier attempts included.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    train_loss: float
+    grad_norm: float | None
+    lr_factor: float
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended; `loss` is the last validation loss, infinite where the run diverged."""
+
+    status: Status
+    loss: float
+    steps: int
+    tokens: int
+    seconds: float
+    history: list[Metrics] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tokens,
+    horizon: Horizon,
+    *,
+    context: int,
+    options: RunOptions | None = None,
+    on_metrics: Callable[[Metrics], object] | None = None,
+) -> TrainResult:
+    """Train `model` over `horizon`, resuming from ``options.checkpoint`` where it exists.
+
+    Args:
+        model: maps tokens (batch, time) int64 to logits (batch, time, vocabulary); on its device.
+        optimizer: over the model's parameters; every group's ``lr`` at the call is its peak.
+        tokens: the data; every worker holds the same.
+        horizon: length, batch and schedule.
+        context: tokens per sequence.
+        options: how to run.
+        on_metrics: called at every evaluation, on every worker; a true value stops the run.
+
+    Raises:
+        ConfigError: where the batch, the data or the checkpoint does not fit.
+    """
+    run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
+    run.resume()
+    status: Status = "completed"
+    while run.step < horizon.steps:
+        run.advance()
+        if run.has_diverged():
+            status = "diverged"
+            break
+        if run.evaluation_is_due():
+            metrics = run.evaluate()
+            run.save()
+            if on_metrics is not None and on_metrics(metrics) and run.step < horizon.steps:
+                status = "stopped"
+                break
+        elif options and options.checkpoint_every and run.step % options.checkpoint_every == 0:
+            run.save()
+    return run.result(status)
+
+
+class _Run:
+    """A run's state, and what can be done with it; `train` says in which order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tokens: Tokens,
+        horizon: Horizon,
+        context: int,
+        options: RunOptions,
+    ) -> None:
+        self.batch_size = horizon.sequences(context)
+        tokens.require(context=context, batch_size=self.batch_size)
+        self.bare_model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.model: nn.Module = cast(nn.Module, torch.compile(model)) if options.compile else model
+        self.optimizer, self.tokens, self.horizon = optimizer, tokens, horizon
+        self.context, self.options = context, options
+        self.device = torch.device(options.device)
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.rows = _share(self.batch_size, options.rank, options.world_size)
+        self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
+        self.history: list[Metrics] = []
+        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
+        self.started = time.perf_counter()
+
+    def advance(self) -> None:
+        """Take one optimizer step."""
+        factor = schedule(self.horizon, self.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        x, y = self.tokens.batch(
+            self.step,
+            seed=self.options.seed,
+            batch_size=self.batch_size,
+            context=self.context,
+            rows=self.rows,
+        )
+        loss = self._loss(x, y)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.last_loss = loss.detach()
+        self.loss_sum += self.last_loss
+        self.loss_count += 1
+        self.step += 1
+
+    def has_diverged(self) -> bool:
+        """Look at the loss now and then: not finite, or far above its start."""
+        if (
+            math.isfinite(self.first_loss)
+            and self.step % STEPS_BETWEEN_LOOKS
+            and not self.evaluation_is_due()
+        ):
+            return False
+        loss = self._mean(self.last_loss, 1)
+        if math.isnan(self.first_loss):
+            self.first_loss = loss
+        return not math.isfinite(loss) or loss > DIVERGED_AT * self.first_loss
+
+    def evaluation_is_due(self) -> bool:
+        count, steps = self.options.evaluations, self.horizon.steps
+        return self.step * count // steps > (self.step - 1) * count // steps
+
+    def evaluate(self) -> Metrics:
+        """Measure the validation loss and record the metrics."""
+        loss, train_loss = self._validation_loss(), self._mean(self.loss_sum, self.loss_count)
+        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
+        grad_norm = getattr(self.optimizer, "grad_norm", None)
+        done = self.step * self.horizon.batch_tokens
+        metrics = Metrics(
+            step=self.step,
+            tokens=done,
+            loss=loss,
+            train_loss=train_loss,
+            grad_norm=None if grad_norm is None else float(grad_norm),
+            lr_factor=schedule(self.horizon, self.step - 1),
+            seconds=self._clock(),
+            tokens_per_second=done / self._clock(),
+        )
+        self.history.append(metrics)
+        return metrics
+
+    def result(self, status: Status) -> TrainResult:
+        last = self.history[-1].loss if self.history else math.nan
+        if status == "completed" and not math.isfinite(last):
+            status = "diverged"
+        return TrainResult(
+            status=status,
+            loss=math.inf if status == "diverged" else last,
+            steps=self.step,
+            tokens=self.step * self.horizon.batch_tokens,
+            seconds=self._clock(),
+            history=self.history,
+        )
+
+    def save(self) -> None:
+        path = self.options.checkpoint
+        if path is None or self.options.rank != 0:
+            return
+        state = {
+            "identity": self._identity(),
+            "model": self.bare_model.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "step": self.step,
+            "seconds": self._clock(),
+            "first_loss": self.first_loss,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "history": [asdict(metrics) for metrics in self.history],
+        }
+        save_checkpoint(path, state)
+
+    def resume(self) -> None:
+        """Load the checkpoint, if there is one; learning rates and decays stay the caller's, never the file's."""
+        path = self.options.checkpoint
+        if path is None or not path.exists():
+            return
+        state = load_checkpoint(path, self._identity(), self.device)
+        self.bare_model.load_state_dict(state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.first_loss, self.loss_sum = state["first_loss"], state["loss_sum"]
+        self.loss_count = state["loss_count"]
+        self.history = [Metrics(**metrics) for metrics in state["history"]]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must share with the run that resumes from it."""
+        return {
+            "horizon": self.horizon.model_dump(),
+            "context": self.context,
+            "seed": self.options.seed,
+            "data": self.tokens.fingerprint,
+        }
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        with self._autocast():
+            logits = self.model(x)
+        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Average over the fixed validation batches, which the workers share out."""
+        self.model.eval()
+        total, count = torch.zeros((), device=self.device), 0
+        size = min(self.batch_size, 16)
+        count_wanted = self.options.validation_batches
+        batches = self.tokens.validation_batches(count_wanted, batch_size=size, context=self.context)
+        for index, (x, y) in enumerate(batches):
+            if index % self.options.world_size == self.options.rank:
+                total += self._loss(x, y) * len(x)
+                count += len(x)
+        self.model.train()
+        return self._mean(total, count)
+
+    def _mean(self, total: Tensor, count: int) -> float:
+        """Return Σtotal / Σcount over all workers."""
+        if self.options.world_size == 1:
+            return float(total) / count
+        pair = torch.stack(
+            (total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device))
+        )
+        dist.all_reduce(pair)
+        return float(pair[0] / pair[1])
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def _clock(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
+
+
+def _share(batch_size: int, rank: int, world_size: int) -> slice:
+    """Return the rows of the global batch that worker `rank` takes; all take as many, as DDP's mean assumes."""
+    if batch_size % world_size:
+        raise ConfigError(f"workers: must divide the {batch_size} sequences of a batch, got {world_size}")
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)

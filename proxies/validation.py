@@ -1,0 +1,123 @@
+"""Validated, frozen records, and their errors in one line: the field, the rule, the value.
+
+Pydantic does the validation; this module says what went wrong the way the command line prints it,
+for example ``hyperparameters.weight_decay: must be >= 0, got -0.1``.
+"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class ConfigError(ValueError):
+    """A user's mistake: the message names the field, the rule and the value in one line."""
+
+
+class RunError(RuntimeError):
+    """A run that failed through no mistake in its input; the message says in one line why and what to do."""
+
+
+class Record(BaseModel):
+    """A frozen, keyword-only record that refuses unknown fields, wrong types, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], *, where: str = "") -> Self:
+        """Validate a mapping that was read from JSON or TOML.
+
+        Args:
+            value: the fields; lists stand for tuples, as in JSON.
+            where: put before the field's path in the message, for example a file's name.
+
+        Raises:
+            ConfigError: naming the first offending field, its rule and its value.
+        """
+        try:
+            return cls.model_validate(_tuples(value))
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, where)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """Say the first of a ValidationError's complaints in one line, and how many more there are."""
+    complaints = error.errors()
+    first = complaints[0]
+    path = ".".join(str(part) for part in first["loc"])
+    head = f"{where}: " if where else ""
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    # Our own validators' messages begin with the field's name: it goes on with the path.
+    separator = "" if not path else "." if first["type"] == "value_error" else ": "
+    return f"{head}{path}{separator}{_complaint(first, model)}{more}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known word closest to `word`, or nothing."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_BOUNDS = {
+    "greater_than_equal": (">=", "ge"),
+    "greater_than": (">", "gt"),
+    "less_than_equal": ("<=", "le"),
+    "less_than": ("<", "lt"),
+}
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def _complaint(details: ErrorDetails, model: type[BaseModel]) -> str:
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    if kind in _BOUNDS:
+        sign, key = _BOUNDS[kind]
+        return f"must be {sign} {context[key]:g}, got {value!r}"
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}, got {value!r}"
+    if kind == "missing":
+        return "is required"
+    if kind == "extra_forbidden":
+        return f"unknown field{nearest(str(details['loc'][-1]), _fields(model, details['loc'][:-1]))}"
+    if kind == "literal_error":
+        choices = context["expected"]
+        words = re.findall("'([^']*)'", choices)
+        return f"must be {choices}, got {value!r}{nearest(str(value), words)}"
+    if kind == "finite_number":
+        return f"must be finite, got {value!r}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{details['msg'][0].lower()}{details['msg'][1:]}, got {value!r}"
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the names of the fields of the record that stands at `path` below `model`."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _tuples(value: Any) -> Any:
+    """Turn JSON's lists into tuples, at every depth: the records hold tuples, and strict mode converts none."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    return value

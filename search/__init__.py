@@ -1,0 +1,22 @@
+"""Proxy sweeps: Ray Tune executes, an Optuna study remembers."""
+
+from typing import TYPE_CHECKING
+
+from widthwise.proxies._lazy import exported
+
+if TYPE_CHECKING:
+    from widthwise.search.config import SweepConfig
+    from widthwise.search.space import SearchSpace
+    from widthwise.search.sweeping import SweepResult, sweep
+
+__all__ = ["SearchSpace", "SweepConfig", "SweepResult", "sweep"]
+
+__getattr__ = exported(
+    __name__,
+    {
+        "SearchSpace": "space",
+        "SweepConfig": "config",
+        "SweepResult": "sweeping",
+        "sweep": "sweeping",
+    },
+)

@@ -1,0 +1,88 @@
+"""A Ray to run on: an existing cluster, or a quiet local one that is gone afterwards."""
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from widthwise.proxies.validation import ConfigError
+
+# Seconds for an address to answer; the command line promises an error within 20.
+ANSWER_SECONDS = 8
+
+
+@contextmanager
+def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+    """Connect to the cluster at `address`, or start a local Ray on the loopback interface; yields ``ray``.
+
+    The local Ray is protected by a token of its own, writes nothing under the home directory, prints
+    nothing, lets idle OpenMP threads sleep, and is shut down on leaving.
+
+    Args:
+        address: ``host:port`` or ``auto``; None starts a local Ray.
+        cpus: logical cores of a local Ray; None takes the machine's.
+
+    Raises:
+        ConfigError: where no Ray answers at `address`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if address is not None:
+        require_ray(address)
+    else:
+        # Ray switches token authentication on for a local cluster; given a token, it writes no file.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    local: dict[str, Any] = (
+        {}
+        if address is not None
+        else {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    )
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def require_ray(address: str) -> None:
+    """Raise a ConfigError unless a Ray answers at `address`, within a few seconds."""
+    if address != "auto":
+        _require_listener(address)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command += [] if address == "auto" else ["--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, timeout=ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"address: no Ray answered within {ANSWER_SECONDS} s at {address!r}") from None
+    if answer.returncode:
+        raise ConfigError(f"address: no Ray answers at {address!r}; start one with `ray start --head`")
+
+
+def _require_listener(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"address: must be host:port or 'auto', got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"address: no Ray answers at {address!r} ({error})") from None
+
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
+    "OMP_WAIT_POLICY": "passive",
+}

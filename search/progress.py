@@ -1,0 +1,69 @@
+"""A sweep's live progress on standard error: trials done, best loss, time left."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from widthwise.search.ledger import Ledger
+
+
+class Progress:
+    """A bar where standard error is a terminal, a line per finished trial elsewhere."""
+
+    def __init__(self, ledger: "Ledger", *, enabled: bool = True) -> None:
+        self.ledger = ledger
+        self.console = Console(stderr=True, quiet=not enabled)
+        self.bar = Bar(
+            TextColumn("sweep"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task("starting Ray", total=ledger.total)
+        self.parts: dict[int, float] = {}
+        self.told = {record["number"] for record in ledger.records()}
+        self.best: float | None = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def step(self, number: int, step: int) -> None:
+        """Redraw after an evaluation of trial `number` at `step`."""
+        self.parts[number] = step / self.ledger.config.horizon.steps
+        self._draw()
+
+    def ended(self) -> None:
+        """Redraw after a trial has ended."""
+        records = self.ledger.records()
+        for record in records:
+            if record["number"] not in self.told and not self.console.is_terminal:
+                loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
+                self.console.print(
+                    f"trial {record['number']} {record['status']}, loss {loss}", highlight=False
+                )
+        self.told = {record["number"] for record in records}
+        self.best = min(
+            (record["loss"] for record in records if record["status"] == "completed"), default=None
+        )
+        self._draw()
+
+    def _draw(self) -> None:
+        running = sum(self.parts.get(number, 0.0) for number in self.ledger.live)
+        best = "-" if self.best is None else f"{self.best:.4f}"
+        text = f"{len(self.told)}/{self.ledger.total} trials, best loss {best}"
+        self.bar.update(self.task, completed=len(self.told) + running, description=text)

@@ -1,0 +1,49 @@
+"""The search space: learning rate, weight decay and the Huber coefficient, with plain AdamW as an arm of its own."""
+
+from typing import Any
+
+from optuna.trial import BaseTrial
+from pydantic import model_validator
+
+from widthwise.proxies.config import Decay
+from widthwise.proxies.validation import Record
+
+Range = tuple[float, float]
+
+
+class SearchSpace(Record):
+    """What a sweep searches; ranges are log-uniform.
+
+    Attributes:
+        lr: range of the peak learning rate η.
+        weight_decay: range of λ.
+        huber_c: range of the Huber coefficient c, drawn only where the decay is a Huber one.
+        decay: the forms of weight decay to choose from; ``l2`` is AdamW, the limit c → ∞.
+    """
+
+    lr: Range = (0.004, 0.25)
+    weight_decay: Range = (0.05, 8.0)
+    huber_c: Range = (0.75, 4.0)
+    decay: tuple[Decay, ...] = ("huber", "l2")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SearchSpace":
+        for name in ("lr", "weight_decay", "huber_c"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: 0 < low <= high must hold, got low={low:g}, high={high:g}")
+        if not self.decay:
+            raise ValueError("decay: must name at least one form of decay, got none")
+        return self
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        """Draw ``lr``, ``weight_decay``, ``decay`` and ``huber_c`` (None where the decay has none)."""
+        drawn: dict[str, Any] = {
+            "lr": trial.suggest_float("lr", *self.lr, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", *self.weight_decay, log=True),
+            "decay": trial.suggest_categorical("decay", self.decay),
+            "huber_c": None,
+        }
+        if drawn["decay"].startswith("huber"):
+            drawn["huber_c"] = trial.suggest_float("huber_c", *self.huber_c, log=True)
+        return drawn

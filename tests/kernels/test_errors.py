@@ -1,0 +1,158 @@
+"""Every refusal of AdamHC, with its full text."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
+
+from widthwise.kernels import AdamHC
+
+NAN, INF = math.nan, math.inf
+
+
+def refusal(text: str) -> Any:
+    """Expect a ValueError that says `text` and nothing else."""
+    return pytest.raises(ValueError, match=f"^{re.escape(text)}$")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lr": -0.1}, "lr: must be finite and >= 0, got -0.1"),
+        ({"lr": INF}, "lr: must be finite and >= 0, got inf"),
+        ({"lr": torch.tensor(NAN)}, "lr: must be finite and >= 0, got tensor(nan)"),
+        ({"betas": (1.0, 0.9)}, "betas: must be two numbers in [0, 1), got (1.0, 0.9)"),
+        ({"betas": (0.9, -0.1)}, "betas: must be two numbers in [0, 1), got (0.9, -0.1)"),
+        ({"betas": (0.9,)}, "betas: must be two numbers in [0, 1), got (0.9,)"),
+        ({"eps": -1e-8}, "eps: must be finite and >= 0, got -1e-08"),
+        ({"weight_decay": -0.1}, "weight_decay: must be finite and >= 0, got -0.1"),
+        ({"weight_decay": NAN}, "weight_decay: must be finite and >= 0, got nan"),
+        ({"decay": "L2"}, "decay: must be one of 'none', 'l2', 'huber', 'huber-prox', got 'L2'"),
+        ({"huber_c": -1.0}, "huber_c: must be > 0, got -1.0"),
+        ({"huber_c": 0.0}, "huber_c: must be > 0, got 0.0"),
+        ({"huber_c": NAN}, "huber_c: must be > 0, got nan"),
+        ({"huber_c": None}, "huber_c: must be > 0 if decay is 'huber', got None"),
+        ({"threshold": "max"}, "threshold: must be one of 'mean', 'ema', got 'max'"),
+        ({"threshold_beta": 1.0}, "threshold_beta: must be in [0, 1), got 1.0"),
+        ({"corrected": 1}, "corrected: must be True or False, got 1"),
+        ({"max_lr": -1.0}, "max_lr: must be finite and >= 0, got -1.0"),
+        (
+            {"lr": 0.0, "corrected": True},
+            "max_lr: must be > 0 if corrected (it defaults to the group's lr), got 0.0",
+        ),
+        ({"clip_norm": 0.0}, "clip_norm: must be > 0 or None, got 0.0"),
+        ({"clip_norm": NAN}, "clip_norm: must be > 0 or None, got nan"),
+        ({"backend": "cuda"}, "backend: this version ships only 'reference' (and 'auto'), got 'cuda'"),
+        ({"backend": "cpu"}, "backend: this version ships only 'reference' (and 'auto'), got 'cpu'"),
+        ({"backend": "mps"}, "backend: must be one of 'auto', 'cuda', 'cpu', 'reference', got 'mps'"),
+    ],
+)
+def test_arguments(options: dict[str, Any], text: str) -> None:
+    with refusal(text):
+        AdamHC([torch.ones(2, requires_grad=True)], **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decay": "l2", "huber_c": None},
+        {"decay": "none", "huber_c": None},
+        {"huber_c": INF},
+        {"lr": 0.0},
+        {"eps": 0.0},
+        {"clip_norm": INF},
+        {"backend": "reference"},
+    ],
+)
+def test_arguments_at_the_edge_are_taken(options: dict[str, Any]) -> None:
+    AdamHC([torch.ones(2, requires_grad=True)], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters(dtype: torch.dtype) -> None:
+    text = (
+        "params: must be float32 or float64, because weight decay rounds to nothing in half precision "
+        f"(keep float32 parameters and compute under torch.autocast), got {dtype} of shape (2, 3)"
+    )
+    with refusal(text):
+        AdamHC([torch.ones(2, 3, dtype=dtype, requires_grad=True)])
+
+
+def test_complex_parameters() -> None:
+    text = "params: must be float32 or float64, got torch.complex64 of shape (2,)"
+    with refusal(text):
+        AdamHC([torch.ones(2, dtype=torch.complex64, requires_grad=True)])
+
+
+@pytest.fixture
+def lone_process(tmp_path: Any) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_process")
+def test_sharded_parameters() -> None:
+    sharded = distribute_tensor(
+        torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Replicate()]
+    ).requires_grad_()
+    text = "params: must not be sharded (DTensor) in this version, got a DTensor of shape (4, 2)"
+    with refusal(text):
+        AdamHC([sharded])
+
+
+def weights_and_optimizer(**options: Any) -> tuple[Tensor, AdamHC]:
+    weights = torch.ones(3, 2, requires_grad=True)
+    return weights, AdamHC([torch.ones(5, requires_grad=True), weights], **options)
+
+
+def test_sparse_gradients() -> None:
+    weights, optimizer = weights_and_optimizer(clip_norm=1.0)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(5)
+    weights.grad = torch.ones(3, 2).to_sparse()
+    text = (
+        "gradient: must be dense and real, got torch.sparse_coo torch.float32 for a parameter of shape (3, 2)"
+    )
+    with refusal(text):
+        optimizer.step()
+    assert len(optimizer.state) == 0
+
+
+def test_decay_scales_of_a_stranger() -> None:
+    weights, optimizer = weights_and_optimizer()
+    text = "decay_scale: must be for parameters of this optimizer, got a tensor of shape (7,)"
+    with refusal(text):
+        optimizer.set_decay_scale({weights: 2.0, torch.ones(7): 1.0})
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("multiplier", [-0.5, INF, NAN])
+def test_decay_scales_out_of_range(multiplier: float) -> None:
+    weights, optimizer = weights_and_optimizer()
+    with refusal(f"decay_scale: must be finite and >= 0, got {multiplier}"):
+        optimizer.set_decay_scale({weights: multiplier})
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "text"),
+    [
+        ({"params": [torch.ones(2)], "huber_c": -1.0}, "huber_c: must be > 0, got -1.0"),
+        (
+            {"params": [torch.ones(2, dtype=torch.int64)]},
+            "params: must be float32 or float64, got torch.int64 of shape (2,)",
+        ),
+    ],
+)
+def test_a_refused_group_is_not_added(group: dict[str, Any], text: str) -> None:
+    _, optimizer = weights_and_optimizer()
+    with refusal(text):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1

@@ -1,0 +1,216 @@
+"""The command line: what it prints, how it exits, one line per mistake, and how little it imports."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer import Recipe, cli, rules
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """Return the path of a valid recipe."""
+    tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0)
+    path = tmp_path / "recipe.json"
+    Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(path)
+    return str(path)
+
+
+def exit_status(*argv: str) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    return stop.value.code
+
+
+def in_process_of_its_own(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_scale_prints_one_json_document(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("scale", recipe, "--width", "256", "--rule", "mup-independent", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == Recipe.load(recipe).at(width=256, rule="mup-independent").as_json()
+    assert captured.err == ""
+
+
+def test_every_option_of_scale_reaches_the_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--width 128 --depth 4 --batch-tokens 4096 --tokens 1638400 --json"
+    assert exit_status("scale", recipe, *options.split()) == 0
+    ratios = json.loads(capsys.readouterr().out)["ratios"]
+    assert ratios == {"width": 2.0, "depth": 2.0, "batch": 2.0, "tokens": 4.0}
+
+
+def test_scale_prints_a_table_with_reasons_and_horizon(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("scale", recipe, "--width", "256") == 0
+    out = capsys.readouterr().out
+    assert "fan-sqrt: width 64 → 256, depth 2 → 2" in out
+    assert "matrix: η ∝ 1/w keeps the update's effect; λ ∝ √w keeps the top singular value\n" in out
+    assert out.endswith("note: below 1.5, weight decay has little time to act\n")
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--width abc", "width: must be a whole number, got 'abc'"),
+        ("--width=1e3", "width: must be a whole number, got '1e3'"),
+        ("--width 128 --depth x", "depth: must be a whole number, got 'x'"),
+        ("--width", "width: needs a value"),
+        ("", "width: is required"),
+        ("--widht 128", "--widht: unknown option; did you mean '--width'?"),
+        ("--width 128 --batch-token 1", "--batch-token: unknown option; did you mean '--batch-tokens'?"),
+        ("--width 128 another.json", "another.json: unexpected argument"),
+        ("--width 0", "width: must be >= 1, got 0"),
+        ("--width -64", "width: must be >= 1, got -64"),
+        ("--width 100", "width: must be a multiple of head_dim = 16, got 100"),
+        ("--width 128 --batch-tokens 100", "batch_tokens: must be a multiple of context = 128, got 100"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_line(
+    recipe: str, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    assert exit_status("scale", recipe, *options.split()) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"widthwise: error: {message}\n")
+
+
+def test_an_unknown_rule_is_one_line(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("scale", recipe, "--width", "128", "--rule", "fan-sqr") == 2
+    known = ", ".join(rules)
+    assert capsys.readouterr().err == (
+        f"widthwise: error: rule: must be one of {known}, got 'fan-sqr'; did you mean 'fan-sqrt'?\n"
+    )
+
+
+def test_an_unknown_command_or_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("scael") == 2
+    known = ", ".join(cli.COMMANDS)
+    assert capsys.readouterr().err == (
+        f"widthwise: error: command: must be one of {known}, got 'scael'; did you mean 'scale'?\n"
+    )
+    assert exit_status("--versoin") == 2
+    assert capsys.readouterr().err == (
+        "widthwise: error: --versoin: unknown option; did you mean '--version'?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file, must be a recipe"),
+        ("", "is empty, must be a recipe"),
+        ('{"schema"', "not valid JSON at line 1, column 10: Expecting ':' delimiter"),
+        ('{"schema": "x"}', "schema: must be 'widthwise/recipe/1', got 'x'"),
+    ],
+)
+def test_a_faulty_recipe_is_one_line_of_the_real_program(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "faulty.json"
+    if text is not None:
+        path.write_text(text)
+    done = in_process_of_its_own(RUN, "scale", str(path), "--width", "128")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"widthwise: error: {path}: {message}\n")
+
+
+RUN = "import sys; from widthwise.transfer.cli import main; main()"
+OTHER_BACKEND = "import os; os.environ['PYTHON_TYRO_BACKEND'] = 'argparse'; " + RUN
+HEAVY = """
+import sys
+from widthwise.transfer.cli import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "ray", "mup", "optuna", "numpy", "pandas", "plotly") if name in sys.modules], file=sys.stderr)
+"""  # noqa: E501
+
+
+def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
+    for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"]):
+        done = in_process_of_its_own(HEAVY, *argv)
+        assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_help_names_every_command_and_its_exit_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--help") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: widthwise [-h] [--version] COMMAND ...\n")
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+
+
+def test_without_a_command_the_help_is_printed_and_the_exit_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status() == 2
+    assert capsys.readouterr().out.startswith("usage: widthwise ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out.startswith("widthwise 0.")
+
+
+def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("scale", "--help") == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    built_in = [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
+    assert f"Scaling rule: {', '.join(built_in)}." in out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ConfigError("lr: must be > 0, got 0"), 2, "widthwise: error: lr: must be > 0, got 0\n"),
+        (ValueError("two\n  lines"), 2, "widthwise: error: two lines\n"),
+        (KeyboardInterrupt(), 130, "widthwise: error: interrupted\n"),
+    ],
+)
+def test_an_exception_of_a_command_is_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
+) -> None:
+    def run() -> int:
+        raise error
+
+    assert cli._status(run) == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_failure_of_our_own_names_the_file_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        raise RuntimeError("out of luck")
+
+    assert cli._status(run) == 1
+    printed = capsys.readouterr().err
+    said = re.fullmatch(r"widthwise: failed: RuntimeError: out of luck \(traceback in (.+)\)\n", printed)
+    assert said is not None
+    kept = Path(said[1])
+    assert kept.read_text().endswith("RuntimeError: out of luck\n")
+    kept.unlink()
+
+
+def test_without_tyros_structured_errors_a_mistake_is_still_one_line(recipe: str) -> None:
+    # tyro's other back end does not offer them, as a later tyro may not.
+    done = in_process_of_its_own(OTHER_BACKEND, "scale", recipe, "--width", "128", "--foo", "4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("widthwise: error: .*--foo.*\n", done.stderr)
+
+
+def test_a_reader_that_has_gone_is_no_traceback(recipe: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, "scale", recipe, "--width", "128"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1

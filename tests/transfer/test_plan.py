@@ -1,0 +1,160 @@
+"""Plans: the values at a target, in the model's configuration and in the optimizer's groups."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from widthwise.proxies import GPT, parameter_table
+from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, KindSettings
+from widthwise.proxies.schedule import decay_horizon
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer import Multipliers, Ratios, Recipe, Scaled, rule, scaled
+
+TUNED = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, eps=1e-8)
+RECIPE = Recipe(
+    hyperparameters=TUNED,
+    proxy=GPTConfig(width=32, depth=2, context=128, embedding_std=0.5, readout_std=0.25, norm_gain=True),
+    horizon=Horizon(batch_tokens=2048, tokens=409_600),
+)
+
+
+def build(width: int) -> GPT:
+    return GPT(RECIPE.proxy.model_copy(update={"width": width}))
+
+
+@pytest.mark.parametrize("name", ["fan-sqrt", "sp", "mup-coupled", "mup-independent"])
+def test_at_the_proxys_own_width_the_plan_is_what_was_tuned(name: str) -> None:
+    plan = RECIPE.at(width=32, rule=name)
+    assert plan.model == RECIPE.proxy
+    assert plan.horizon == RECIPE.horizon
+    assert plan.ratios == Ratios()
+    for kind in KINDS:
+        decay = 0.4 if kind == "matrix" else 0.0
+        assert plan.settings(kind) == KindSettings(lr=0.02, weight_decay=decay, eps=1e-8)
+
+
+def test_the_targets_model_carries_the_rules_initialisation_and_multipliers() -> None:
+    model = RECIPE.at(width=128, depth=4).model
+    assert model == RECIPE.proxy.model_copy(update={"width": 128, "depth": 4, "readout_multiplier": 0.25})
+
+
+def test_every_multiplier_of_a_rule_reaches_the_model() -> None:
+    @rule("all-of-them", source="this test")
+    def all_of_them(ratios: Ratios) -> Scaled:
+        """Every multiplier differs from 1."""
+        return scaled(
+            matrix=Multipliers(init_std=1.0),
+            embedding=Multipliers(init_std=3.0),
+            readout=Multipliers(init_std=5.0, forward=7.0),
+            residual_multiplier=11.0,
+        )
+
+    plan = RECIPE.at(width=128, rule="all-of-them")
+    assert plan.residual_multiplier == 11
+    # matrix_std is in units of 1/√fan_in: the same standard deviation is twice as many of them.
+    changed = {"matrix_std": 2.0, "embedding_std": 1.5, "readout_std": 1.25, "readout_multiplier": 7.0}
+    assert plan.model == RECIPE.proxy.model_copy(update=changed | {"width": 128, "residual_multiplier": 11.0})
+
+
+def test_ratios_are_target_divided_by_proxy() -> None:
+    plan = RECIPE.at(width=48, depth=8, batch_tokens=4096, tokens=204_800)
+    assert plan.ratios == Ratios(width=1.5, depth=4, batch=2, tokens=0.5)
+    assert plan.horizon == Horizon(batch_tokens=4096, tokens=204_800)
+
+
+def test_one_parameter_may_have_its_own_width_multiplier() -> None:
+    plan = RECIPE.at(width=128)
+    assert plan.settings("matrix") == KindSettings(lr=0.005, weight_decay=0.8, eps=1e-8)
+    assert plan.settings("matrix", 16.0) == KindSettings(lr=0.00125, weight_decay=1.6, eps=1e-8)
+    assert plan.settings("gain", 16.0) == KindSettings(lr=0.02, weight_decay=0.0, eps=1e-8)
+
+
+def test_groups_cover_the_model_with_the_plans_settings() -> None:
+    plan = RECIPE.at(width=128, rule="mup-independent")
+    model, table = build(128), parameter_table(build, 128, 32)
+    kinds = {parameter: table[name].kind for name, parameter in model.named_parameters()}
+    seen: dict[torch.nn.Parameter, dict[str, Any]] = {}
+    for group in plan.parameter_groups(model, table):
+        seen |= dict.fromkeys(group["params"], group)
+    assert set(seen) == set(kinds)
+    for parameter, group in seen.items():
+        expected = plan.settings(kinds[parameter])
+        assert KindSettings(**{name: group[name] for name in KindSettings.model_fields}) == expected
+
+
+def test_a_table_of_other_widths_is_refused() -> None:
+    model, plan = build(128), RECIPE.at(width=128)
+    with pytest.raises(ConfigError) as target:
+        plan.parameter_groups(model, parameter_table(build, 64, 32))
+    assert str(target.value) == "table.width: must be the plan's width = 128, got 64"
+    with pytest.raises(ConfigError) as base:
+        plan.parameter_groups(model, parameter_table(build, 128, 64))
+    assert str(base.value) == "table.base_width: must be the proxy's width = 32, got 64"
+
+
+def test_the_json_document_is_exactly_this() -> None:
+    vector: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0, "eps": 1.0, "init_std": 1.0, "forward": 1.0}
+    document = RECIPE.at(width=128, tokens=819_200).as_json()
+    reasons = [document["kinds"][kind].pop("why") for kind in KINDS]
+    assert all(reasons)
+    unchanged = {"lr": 0.02, "weight_decay": 0.0, "eps": 1e-8, "multipliers": vector}
+    assert document == {
+        "rule": "fan-sqrt",
+        "ratios": {"width": 4.0, "depth": 1.0, "batch": 1.0, "tokens": 2.0},
+        "kinds": {
+            "matrix": {
+                "lr": 0.005,
+                "weight_decay": 0.8,
+                "eps": 1e-8,
+                "multipliers": vector | {"lr": 0.25, "weight_decay": 2.0, "init_std": 0.5},
+            },
+            "embedding": unchanged,
+            "readout": unchanged | {"multipliers": vector | {"forward": 0.25}},
+            "gain": unchanged,
+            "bias": unchanged,
+        },
+        "residual_multiplier": 1.0,
+    }
+
+
+def test_the_decay_horizon_of_a_long_run_is_close_to_the_full_sum() -> None:
+    plan = RECIPE.at(width=128, tokens=2048 * 20_000)
+    full = decay_horizon(plan.horizon, 0.005, 0.8, corrected=True)
+    assert plan.decay_horizon == pytest.approx(full, rel=0.01)
+    assert plan.notes()[-1] == f"horizon Σηλ of the matrices over 20000 steps: {plan.decay_horizon:.3g}"
+
+
+def test_a_horizon_too_short_for_weight_decay_is_noted() -> None:
+    assert RECIPE.at(width=128).notes()[-1] == "note: below 1.5, weight decay has little time to act"
+
+
+def test_the_table_shows_values_and_multipliers() -> None:
+    console = Console(file=StringIO(), width=100)
+    console.print(RECIPE.at(width=128).table())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "fan-sqrt: width 32 → 128, depth 2 → 2" in text
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    assert ["matrix", "0.005 (×0.25)", "0.8 (×2)", "1e-08", "×0.5", "×1"] in cells
+    assert ["readout", "0.02", "0 (×0)", "1e-08", "×1", "×0.25"] in cells
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"width": 0}, "width: must be >= 1, got 0"),
+        ({"width": -64}, "width: must be >= 1, got -64"),
+        ({"width": 100}, "width: must be a multiple of head_dim = 16, got 100"),
+        ({"width": 64.0}, "width: must be a whole number, got 64.0"),
+        ({"width": 64, "depth": 0}, "depth: must be >= 1, got 0"),
+        ({"width": 64, "batch_tokens": 100}, "batch_tokens: must be a multiple of context = 128, got 100"),
+        ({"width": 64, "batch_tokens": 0}, "batch_tokens: must be >= 1, got 0"),
+        ({"width": 64, "tokens": 1}, "tokens: must be >= batch_tokens = 2048, got 1"),
+    ],
+)
+def test_an_impossible_target_is_refused(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RECIPE.at(**target)
+    assert str(caught.value) == message

@@ -1,0 +1,27 @@
+"""Scaling rules, recipes and plans; checks of a transfer; target runs; and the command line."""
+
+from typing import TYPE_CHECKING
+
+from widthwise.proxies._lazy import exported
+
+if TYPE_CHECKING:
+    from widthwise.transfer.plan import Plan
+    from widthwise.transfer.recipe import Recipe
+    from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
+
+__all__ = ["Multipliers", "Plan", "Ratios", "Recipe", "Rule", "Scaled", "rule", "rules", "scaled"]
+
+__getattr__ = exported(
+    __name__,
+    {
+        "Multipliers": "scaling",
+        "Plan": "plan",
+        "Ratios": "scaling",
+        "Recipe": "recipe",
+        "Rule": "scaling",
+        "Scaled": "scaling",
+        "rule": "scaling",
+        "rules": "scaling",
+        "scaled": "scaling",
+    },
+)

@@ -1,0 +1,96 @@
+"""The recipe: tuned hyperparameters, the proxy they were tuned on, the horizon, and the evidence."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field
+
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.validation import ConfigError, Record
+from widthwise.transfer.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from widthwise.transfer.plan import Plan
+
+SCHEMA: Literal["widthwise/recipe/1"] = "widthwise/recipe/1"
+
+# Ratios are taken to these, so that a file must state them; every other field has a default.
+_STATED = {
+    "proxy": ("width", "depth", "head_dim", "context", "vocab_size"),
+    "horizon": ("batch_tokens", "tokens"),
+}
+
+
+class Recipe(Record):
+    """What a proxy sweep ends with, and what a plan at any width is made from; one JSON file.
+
+    Attributes:
+        schema_: the file's format, ``"schema"`` in JSON.
+        hyperparameters: the tuned settings, at the proxy's width.
+        proxy: the model they were tuned on; its width is the base width, where all multipliers are 1.
+        horizon: how long it trained: batch size, tokens and schedule.
+        evidence: what a sweep or a check measured, or None.
+        provenance: what produced the recipe (versions, seed, command), or None.
+    """
+
+    schema_: Literal["widthwise/recipe/1"] = Field(SCHEMA, alias="schema")
+    hyperparameters: Hyperparameters
+    proxy: GPTConfig
+    horizon: Horizon
+    evidence: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe file.
+
+        Raises:
+            ConfigError: it is missing, unreadable, not JSON, of another schema, or holds an unknown
+                field, a wrong type or an impossible value; the message names the file and the field.
+        """
+        document = read_json(path, "a recipe")
+        # First, because a file of another schema differs in its other fields too.
+        if "schema" not in document:
+            raise ConfigError(f"{path}: schema: is required, must be {SCHEMA!r}")
+        if document["schema"] != SCHEMA:
+            raise ConfigError(f"{path}: schema: must be {SCHEMA!r}, got {document['schema']!r}")
+        recipe = cls.parse(document, where=str(path))
+        for part, names in _STATED.items():
+            for name in names:
+                if name not in document[part]:
+                    raise ConfigError(f"{path}: {part}.{name}: is required")
+        return recipe
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe, atomically, with every field in it, defaults too.
+
+        Raises:
+            ValueError: evidence or provenance holds NaN or infinity (write null instead).
+            OSError: the folder is missing or cannot be written to.
+        """
+        write_json(path, self.model_dump(mode="python", by_alias=True))
+
+    def at(
+        self,
+        *,
+        width: int,
+        depth: int | None = None,
+        batch_tokens: int | None = None,
+        tokens: int | None = None,
+        rule: str = "fan-sqrt",
+    ) -> "Plan":
+        """Return the plan of this recipe at a target.
+
+        Args:
+            width: the target's width, a multiple of ``head_dim * group_size``.
+            depth: its number of blocks; None is the proxy's.
+            batch_tokens: tokens per step, a multiple of the context; None is the proxy's.
+            tokens: tokens in all; None is the proxy's.
+            rule: name of a scaling rule.
+
+        Raises:
+            ConfigError: a value is impossible, or no rule has this name.
+        """
+        from widthwise.transfer.plan import make_plan
+
+        return make_plan(self, width=width, depth=depth, batch_tokens=batch_tokens, tokens=tokens, rule=rule)

@@ -1,0 +1,282 @@
+"""What a report is made of: the files of sweeps and target runs, validated, and a torn last line forgiven.
+
+A job that still runs may be writing the last line of a ``.jsonl`` file while we read it. Any other damage is
+an error: a report that silently skips lines would show other numbers than the run had.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict
+
+from widthwise.proxies.validation import ConfigError, Record
+from widthwise.transfer.files import read_json
+from widthwise.transfer.recipe import Recipe
+
+_SWEEP_FILES = ("trials.jsonl", "study.db")
+_RUN_FILES = ("plan.json", "metrics.jsonl", "result.json")
+
+
+class _Line(Record):
+    # Files may say more than a report shows, and later versions will.
+    model_config = ConfigDict(extra="ignore")
+
+
+class Drawn(_Line):
+    """What a trial tried; None where it failed before drawing, or where the decay has no such number."""
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    decay: str | None = None
+    huber_c: float | None = None
+
+
+class TrialLine(_Line):
+    """A line of ``trials.jsonl``; `curve` holds (step, validation loss)."""
+
+    number: int
+    hyperparameters: Drawn
+    status: str
+    loss: float | None
+    width: int | None = None
+    seed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    confirms: int | None = None
+    error: str | None = None
+    curve: tuple[tuple[int, float | None], ...] = ()
+
+
+class FinalistLine(_Line):
+    """A setting that was trained with several seeds; `losses` by seed, `spread` their standard deviation."""
+
+    number: int
+    hyperparameters: Drawn
+    losses: dict[str, float | None]
+    mean: float | None
+    spread: float | None = None
+
+
+class Evidence(_Line):
+    """What a sweep leaves in its recipe."""
+
+    trials: dict[str, int] = {}
+    finalists: tuple[FinalistLine, ...] = ()
+    best_loss: float | None = None
+    seed_spread: float | None = None
+
+
+class PlanKind(_Line):
+    """One parameter kind of a plan."""
+
+    lr: float
+    weight_decay: float
+    eps: float
+    multipliers: dict[str, float]
+    why: str = ""
+
+
+class PlanFile(_Line):
+    """``plan.json``: what ``widthwise scale --json`` prints, and what the run added."""
+
+    rule: str
+    ratios: dict[str, float]
+    kinds: dict[str, PlanKind]
+    residual_multiplier: float = 1.0
+    width: int | None = None
+    tokens: int | None = None
+
+
+class MetricsLine(_Line):
+    """A line of ``metrics.jsonl``; a loss that is no finite number is None."""
+
+    step: int
+    tokens: int
+    loss: float | None
+    train_loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+class ResultFile(_Line):
+    """``result.json``: how a run ended."""
+
+    status: str
+    loss: float | None
+    steps: int
+    tokens: int
+    seconds: float
+    rule: str | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFolder:
+    """A sweep: finished trials by number, and the recipe once there is one."""
+
+    name: str
+    folder: Path
+    trials: list[TrialLine]
+    recipe: Recipe | None
+    evidence: Evidence
+
+    @property
+    def proposals(self) -> list[TrialLine]:
+        """The sampler's own trials, without the repetitions of finalists."""
+        return [trial for trial in self.trials if trial.confirms is None]
+
+    @property
+    def best(self) -> TrialLine | None:
+        """The completed proposal with the lowest loss."""
+        scored = [
+            (t.loss, t.number, t) for t in self.proposals if t.loss is not None and t.status == "completed"
+        ]
+        return min(scored)[2] if scored else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A target run: what was planned, its metrics by step, and the result once there is one."""
+
+    name: str
+    folder: Path
+    recipe: Recipe | None
+    plan: PlanFile | None
+    metrics: list[MetricsLine]
+    result: ResultFile | None
+
+    @property
+    def rule(self) -> str:
+        """Name of the scaling rule, or ``unknown``."""
+        stated = (self.result and self.result.rule) or (self.plan and self.plan.rule)
+        return stated or "unknown"
+
+    @property
+    def width(self) -> int | None:
+        """The target's width, where any file says it."""
+        for source in (self.result, self.plan):
+            if source and source.width:
+                return source.width
+        if self.plan and self.recipe and "width" in self.plan.ratios:
+            return round(self.plan.ratios["width"] * self.recipe.proxy.width)
+        return None
+
+    @property
+    def status(self) -> str:
+        """How the run ended, or ``in progress``."""
+        return self.result.status if self.result else "in progress"
+
+    @property
+    def loss(self) -> float | None:
+        """The last validation loss in nats per token; None before the first and after divergence."""
+        if self.result:
+            return self.result.loss
+        return self.metrics[-1].loss if self.metrics else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        if self.result:
+            return self.result.tokens
+        return self.metrics[-1].tokens if self.metrics else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Everything reportable in `folder`, in the order of the names."""
+
+    folder: Path
+    sweeps: list[SweepFolder]
+    runs: list[RunFolder]
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read `folder` and its direct subfolders.
+
+    Raises:
+        ConfigError: there is nothing to report, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"folder: {folder} is not a folder")
+    try:
+        places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
+    except OSError as error:
+        raise ConfigError(f"folder: {folder} cannot be read ({error.strerror})") from None
+    sweeps = [_sweep(place) for place in places if _holds(place, _SWEEP_FILES)]
+    runs = [_run(place) for place in places if _holds(place, _RUN_FILES)]
+    if not sweeps and not runs:
+        raise ConfigError(f"folder: {folder} holds neither a sweep nor a target run")
+    return Contents(folder=folder, sweeps=sweeps, runs=runs)
+
+
+def _holds(place: Path, names: tuple[str, ...]) -> bool:
+    return any((place / name).is_file() for name in names)
+
+
+def _sweep(place: Path) -> SweepFolder:
+    recipe = _recipe(place)
+    evidence = Evidence.parse((recipe and recipe.evidence) or {}, where=f"{place / 'recipe.json'}: evidence")
+    trials = {trial.number: trial for trial in _lines(place / "trials.jsonl", TrialLine)}
+    return SweepFolder(
+        name=place.resolve().name,
+        folder=place,
+        trials=[trials[number] for number in sorted(trials)],
+        recipe=recipe,
+        evidence=evidence,
+    )
+
+
+def _run(place: Path) -> RunFolder:
+    # A resumed run repeats the steps after its checkpoint: what it says last holds.
+    metrics = {line.step: line for line in _lines(place / "metrics.jsonl", MetricsLine)}
+    return RunFolder(
+        name=place.resolve().name,
+        folder=place,
+        recipe=_recipe(place),
+        plan=_record(place / "plan.json", PlanFile, "a plan"),
+        metrics=[metrics[step] for step in sorted(metrics)],
+        result=_record(place / "result.json", ResultFile, "a run's result"),
+    )
+
+
+def _recipe(place: Path) -> Recipe | None:
+    path = place / "recipe.json"
+    return Recipe.load(path) if path.exists() else None
+
+
+L = TypeVar("L", bound=_Line)
+
+
+def _record(path: Path, cls: type[L], what: str) -> L | None:
+    return cls.parse(read_json(path, what), where=str(path)) if path.exists() else None
+
+
+def _lines(path: Path, cls: type[L]) -> Iterator[L]:
+    if not path.exists():
+        return
+    try:
+        *whole, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(whole, start=1):
+        yield cls.parse(_object(line, f"{path}: line {number}"), where=f"{path}: line {number}")
+    if torn:
+        # A complete object that lacks only its newline counts; half of one is a job at work.
+        try:
+            document = _object(torn, str(path))
+        except ConfigError:
+            return
+        yield cls.parse(document, where=f"{path}: line {len(whole) + 1}")
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        # Python writes NaN and Infinity for the loss of a run that diverged.
+        document = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{where}: not valid JSON") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: must be an object")
+    return document

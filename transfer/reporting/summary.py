@@ -1,0 +1,115 @@
+"""What a report says first: the outcome in one sentence with its numbers, better or worse."""
+
+import statistics
+
+from widthwise.transfer.reporting.reading import Contents, FinalistLine, RunFolder, SweepFolder
+
+BASELINE_RULE = "sp"
+"""The rule that carries the proxy's values over as they are: what a plan is measured against."""
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number to `digits` significant digits, a dash for None."""
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def nats(value: float | None) -> str:
+    """Return a loss with four decimals, a dash for None."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def finalists(sweep: SweepFolder) -> list[FinalistLine]:
+    """Return the finalists by mean loss: as the recipe has them, or from the trials run so far."""
+    if sweep.evidence.finalists:
+        return list(sweep.evidence.finalists)
+    proposals = {trial.number: trial for trial in sweep.proposals}
+    confirmed = {trial.confirms for trial in sweep.trials if trial.confirms in proposals}
+    found = []
+    for origin in confirmed:
+        runs = [trial for trial in sweep.trials if origin in (trial.number, trial.confirms)]
+        losses = {str(run.seed): run.loss for run in runs if run.status == "completed"}
+        known = [loss for loss in losses.values() if loss is not None]
+        finalist = FinalistLine(
+            number=runs[0].number,
+            hyperparameters=runs[0].hyperparameters,
+            losses=losses,
+            mean=statistics.fmean(known) if known else None,
+            spread=statistics.stdev(known) if len(known) > 1 else None,
+        )
+        found.append(finalist)
+    return sorted(found, key=lambda one: (one.mean is None, one.mean, one.number))
+
+
+def headline(contents: Contents) -> str:
+    """Return the outcome in one sentence: of the target runs where there are any, else of the sweeps."""
+    if not contents.runs:
+        return "; ".join(_swept(sweep) for sweep in contents.sweeps)
+    plan, baseline = comparison(contents.runs)
+    if plan is None or baseline is None:
+        return "; ".join(_ran(run) for run in contents.runs)
+    spreads = [s.evidence.seed_spread for s in contents.sweeps if s.evidence.seed_spread is not None]
+    return _compared(plan, baseline, max(spreads, default=None))
+
+
+def comparison(runs: list[RunFolder]) -> tuple[RunFolder | None, RunFolder | None]:
+    """Return a finished run by a plan and the baseline to compare it with: as wide, as many tokens, or None."""
+    baselines = [run for run in runs if run.rule == BASELINE_RULE and run.result]
+    for plan in runs:
+        if plan.rule == BASELINE_RULE or not plan.result:
+            continue
+        for baseline in baselines:
+            # A diverged baseline stopped early: its tokens are fewer, and the comparison stands.
+            if plan.width == baseline.width and (plan.tokens == baseline.tokens or None in (plan.loss, baseline.loss)):
+                return plan, baseline
+    return None, None
+
+
+def _compared(plan: RunFolder, baseline: RunFolder, spread: float | None) -> str:
+    start = (
+        f"target at width {plan.width}: {_outcome(plan)} with the plan ({plan.rule}), {_outcome(baseline)} "
+        f"with the proxy's values carried over ({baseline.rule})"
+    )
+    if plan.loss is None or baseline.loss is None:
+        return f"{start}, in one seed each"
+    gain = baseline.loss - plan.loss
+    verdict = f"{abs(gain):.4f} nats per token {'better' if gain > 0 else 'worse'}" if gain else "no better and no worse"
+    end = f"{start}: the plan is {verdict}, in one seed each"
+    if spread is not None and abs(gain) <= 2 * spread:
+        end += f"; that is within twice the spread of the proxy's seeds ({spread:.4f}), too close to call"
+    return end
+
+
+def _outcome(run: RunFolder) -> str:
+    return run.status if run.loss is None else nats(run.loss)
+
+
+def _ran(run: RunFolder) -> str:
+    where = f"target at width {run.width or 'unknown'} ({run.rule})"
+    if run.result and run.loss is None:
+        return f"{where}: {run.status} after {plural(run.tokens, 'token')}"
+    if run.loss is None:
+        return f"{where}: {run.status}, not evaluated yet"
+    status = "" if run.status == "completed" else f" ({run.status})"
+    return f"{where}: {nats(run.loss)} nats per token after {plural(run.tokens, 'token')}{status}, in one seed"
+
+
+def _swept(sweep: SweepFolder) -> str:
+    trials = plural(len(sweep.trials), "trial")
+    leading = finalists(sweep)
+    if leading and leading[0].mean is not None:
+        seeds = plural(sum(loss is not None for loss in leading[0].losses.values()), "seed")
+        loss, drawn = f"{nats(leading[0].mean)} nats per token over {seeds}", leading[0].hyperparameters
+    elif sweep.best:
+        loss, drawn = f"{nats(sweep.best.loss)} nats per token in one seed", sweep.best.hyperparameters
+    else:
+        return f"sweep of {trials}{_progress(sweep)}: none completed"
+    return f"sweep of {trials}{_progress(sweep)}: best {loss}, η = {number(drawn.lr)}, λ = {number(drawn.weight_decay)}"
+
+
+def _progress(sweep: SweepFolder) -> str:
+    return "" if sweep.recipe else " so far"
