@@ -37,12 +37,12 @@ from torch import Tensor
 
 Decay = Literal["none", "l2", "huber", "huber-prox"]
 
-# Elements per float32 sum. Measured on CPU with 30 M weights: `torch.linalg.vector_norm(ord=1)` of all of them is
-# 5.8 % off; sums of CHUNK, combined in float64, are MEASURED off.
+# Elements per float32 sum. Measured on CPU with 30 M weights: `torch.linalg.vector_norm(ord=1)` of all of
+# them is 5.8 % off; sums of CHUNK, combined in float64, are 1e-9 off, and 2e-7 where all weights are equal.
 CHUNK = 4096
 
-# Elements up to which tensors are worked on together. Measured on CPU with 30 M weights: temporaries of this size
-# are reused and stay in cache, which makes a step 2.5 times faster than temporaries of the model's size.
+# Elements up to which tensors are worked on together. Measured on CPU with 30 M weights: temporaries of this
+# size are reused, which makes a step over twice as fast as with temporaries of the model's size.
 PIECE = 1 << 18
 
 PER_TENSOR = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "strengths", "thresholds")

@@ -1,30 +1,21 @@
 """A checkpoint is one file: written whole or not at all, and refused by a run that it does not belong to."""
 
-import os
-import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
+from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -34,10 +25,13 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
         ConfigError: where the file is damaged, or was made with another horizon, context, seed or data.
     """
     try:
+        _require_whole(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"checkpoint: {path} cannot be read ({reason}); remove it to start anew") from error
+    if "identity" not in state:
+        raise ConfigError(f"checkpoint: {path} holds something else; use another folder")
     for name, expected in identity.items():
         found = state["identity"].get(name)
         if found != expected:
@@ -45,3 +39,11 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
                 f"checkpoint: {path} was made with {name} = {found}, not {expected}; use another folder"
             )
     return state
+
+
+def _require_whole(path: Path) -> None:
+    """Compare every checksum in the file: torch writes them, and does not look at them."""
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadZipFile(f"{damaged} is damaged")

@@ -296,3 +296,8 @@ def _samples(content: npt.NDArray[np.uint8], budget: int) -> Iterator[npt.NDArra
     for block in range(blocks):
         start = (len(content) - _HASH_BLOCK) * block // (blocks - 1)
         yield content[start : start + _HASH_BLOCK]
+
+
+def absolute_source(source: str | Path) -> str:
+    """Return `source` as another process, in another folder, can open it: a path is made absolute."""
+    return str(Path(source).absolute()) if Path(source).exists() else str(source)

@@ -131,6 +131,8 @@ class GPT(nn.Module):
                 module.weight.normal_(0.0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
         self.embedding.weight.normal_(0.0, config.embedding_std, generator=generator)
         if not config.tied:
             self.readout.weight.normal_(0.0, config.readout_std, generator=generator)
@@ -141,7 +143,7 @@ class GPT(nn.Module):
         The embedding's look-up is free; a tied readout is counted once (PaLM, arXiv 2204.02311, appendix B).
         """
         config = self.config
-        weights = sum(p.numel() for p in self.parameters())
+        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2)
         if not config.tied:
             weights -= self.embedding.weight.numel()
         return 6.0 * weights + 12.0 * config.depth * config.width * config.context

@@ -121,9 +121,10 @@ def parameter_groups(
         ConfigError: where the model and the table do not have the same names.
     """
     parameters = {_plain(name): p for name, p in model.named_parameters()}
-    if parameters.keys() != table.keys():
-        extra = sorted(parameters.keys() - table.keys())
-        missing = sorted(table.keys() - parameters.keys())
+    rows = {_plain(name): entry for name, entry in table.items()}
+    if parameters.keys() != rows.keys():
+        extra = sorted(parameters.keys() - rows.keys())
+        missing = sorted(rows.keys() - parameters.keys())
         raise ConfigError(
             f"table: its names must be the model's; only the model has {extra}, only the table has {missing}"
         )
@@ -131,7 +132,7 @@ def parameter_groups(
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        entry = table[name]
+        entry = rows[name]
         if entry not in groups:
             groups[entry] = _group(entry, settings_for(entry), corrected)
         groups[entry]["params"].append(parameter)

@@ -9,7 +9,6 @@ headerless: nothing but uint16 tokens (https://github.com/karpathy/nanoGPT, data
 ``widthwise data FILE… --out DIR`` is `write_shards`.
 """
 
-import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
 
 TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -225,23 +225,15 @@ def _headerless(path: Path, size: int, words: npt.NDArray[np.int32]) -> _Layout:
 
 
 def _write(path: Path, chunks: Iterable[TokenArray], vocab_size: int | None) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = np.zeros(HEADER_WORDS, dtype="<i4")
     header[[0, 1, _VOCABULARY_WORD]] = MAGIC, VERSION, vocab_size or 0
-    try:
-        with temporary.open("wb") as file:
-            file.write(bytes(HEADER_BYTES))  # not valid until the count is known
-            for chunk in chunks:
-                file.write(np.ascontiguousarray(chunk, dtype=_UINT16).data)
-                header[2] += len(chunk)
-            file.seek(0)
-            file.write(header.data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(bytes(HEADER_BYTES))  # the count is not known yet
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk, dtype=_UINT16).data)
+            header[2] += len(chunk)
+        file.seek(0)
+        file.write(header.data)
 
 
 def _inputs(files: Sequence[str | Path]) -> dict[Path, int]:

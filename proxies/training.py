@@ -148,7 +148,9 @@ class _Run:
         self.batch_size = horizon.sequences(context)
         tokens.require(context=context, batch_size=self.batch_size)
         self.bare_model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        self.model: nn.Module = cast(nn.Module, torch.compile(model)) if options.compile else model
+        self.train_model = _compiled(model) if options.compile else model
+        # Not DDP's forward, which waits for the other workers: some have no validation batch.
+        self.validation_model = _compiled(self.bare_model) if options.compile else self.bare_model
         self.optimizer, self.tokens, self.horizon = optimizer, tokens, horizon
         self.context, self.options = context, options
         self.device = torch.device(options.device)
@@ -171,7 +173,7 @@ class _Run:
             context=self.context,
             rows=self.rows,
         )
-        loss = self._loss(x, y)
+        loss = self._loss(self.train_model, x, y)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -218,7 +220,7 @@ class _Run:
 
     def result(self, status: Status) -> TrainResult:
         last = self.history[-1].loss if self.history else math.nan
-        if status == "completed" and not math.isfinite(last):
+        if not math.isfinite(last):
             status = "diverged"
         return TrainResult(
             status=status,
@@ -252,7 +254,12 @@ class _Run:
         if path is None or not path.exists():
             return
         state = load_checkpoint(path, self._identity(), self.device)
-        self.bare_model.load_state_dict(state["model"])
+        try:
+            self.bare_model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"checkpoint: {path} was made with another model; use another folder"
+            ) from error
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.step, self.seconds = state["step"], state["seconds"]
@@ -269,25 +276,25 @@ class _Run:
             "data": self.tokens.fingerprint,
         }
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         with self._autocast():
-            logits = self.model(x)
+            logits = model(x)
         return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
         """Average over the fixed validation batches, which the workers share out."""
-        self.model.eval()
+        self.bare_model.eval()
         total, count = torch.zeros((), device=self.device), 0
         size = min(self.batch_size, 16)
         count_wanted = self.options.validation_batches
         batches = self.tokens.validation_batches(count_wanted, batch_size=size, context=self.context)
         for index, (x, y) in enumerate(batches):
             if index % self.options.world_size == self.options.rank:
-                total += self._loss(x, y) * len(x)
+                total += self._loss(self.validation_model, x, y) * len(x)
                 count += len(x)
-        self.model.train()
+        self.bare_model.train()
         return self._mean(total, count)
 
     def _mean(self, total: Tensor, count: int) -> float:
@@ -305,6 +312,10 @@ class _Run:
 
     def _clock(self) -> float:
         return self.seconds + time.perf_counter() - self.started
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(model))
 
 
 def _share(batch_size: int, rank: int, world_size: int) -> slice:

@@ -18,6 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
+from widthwise.proxies.files import write_atomic
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 
@@ -161,9 +162,7 @@ class Ledger:
     def write_records(self) -> None:
         """Write ``trials.jsonl`` anew from the study: each finished trial stands in it exactly once."""
         lines = [json.dumps(record, allow_nan=False) for record in self.records()]
-        temporary = self.out / ".trials.jsonl"
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        temporary.replace(self.out / "trials.jsonl")
+        write_atomic(self.out / "trials.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _agree(self, config: SweepConfig) -> None:
         """Store the configuration with a new study; a resumed one must have the same, but for its size."""

@@ -1,4 +1,4 @@
-"""A sweep's live progress on standard error: trials done, best loss, time left."""
+"""Live progress on standard error; a sweep's: trials done, best loss, time left."""
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,23 +11,33 @@ if TYPE_CHECKING:
     from widthwise.search.ledger import Ledger
 
 
+def console(*, enabled: bool = True) -> Console:
+    """Return the console of progress: standard error, so that standard output stays a command's result."""
+    return Console(stderr=True, quiet=not enabled)
+
+
+def progress_bar(name: str, screen: Console) -> Bar:
+    """Return a bar with elapsed and remaining time, which shows only on a terminal."""
+    return Bar(
+        TextColumn(name),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=screen,
+        disable=screen.quiet or not screen.is_terminal,
+    )
+
+
 class Progress:
-    """A bar where standard error is a terminal, a line per finished trial elsewhere."""
+    """A sweep's bar on a terminal, a line per finished trial elsewhere."""
 
     def __init__(self, ledger: "Ledger", *, enabled: bool = True) -> None:
         self.ledger = ledger
-        self.console = Console(stderr=True, quiet=not enabled)
-        self.bar = Bar(
-            TextColumn("sweep"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (enabled and self.console.is_terminal),
-        )
+        self.console = console(enabled=enabled)
+        self.bar = progress_bar("sweep", self.console)
         self.task = self.bar.add_task("starting Ray", total=ledger.total)
         self.parts: dict[int, float] = {}
         self.told = {record["number"] for record in ledger.records()}

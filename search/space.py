@@ -21,8 +21,8 @@ class SearchSpace(Record):
         decay: the forms of weight decay to choose from; ``l2`` is AdamW, the limit c → ∞.
     """
 
-    lr: Range = (0.004, 0.25)
-    weight_decay: Range = (0.05, 8.0)
+    lr: Range = (0.005, 0.2)
+    weight_decay: Range = (0.2, 20.0)
     huber_c: Range = (0.75, 4.0)
     decay: tuple[Decay, ...] = ("huber", "l2")
 

@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from widthwise.proxies.config import Hyperparameters
-from widthwise.proxies.data import open_tokens
+from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.proxies.validation import RunError
 from widthwise.search.cluster import ray_session, require_ray
@@ -38,6 +40,16 @@ class Finalist:
     number: int
     hyperparameters: Hyperparameters
     losses: Mapping[int, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the finalist as plain data."""
+        return {
+            "number": self.number,
+            "hyperparameters": self.hyperparameters.model_dump(mode="json"),
+            "losses": {str(seed): loss for seed, loss in self.losses.items()},
+            "mean": self.mean,
+            "spread": self.spread,
+        }
 
     @property
     def mean(self) -> float:
@@ -75,6 +87,17 @@ class SweepResult:
         """The finalist with the lowest mean loss."""
         return self.finalists[0]
 
+    def provenance(self) -> dict[str, Any]:
+        """Return what produced the result: data, seed, versions and time."""
+        return {
+            "data": self.config.data,
+            "data_fingerprint": self.data_fingerprint,
+            "seed": self.config.seed,
+            "seconds": round(self.seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in ("widthwise", "torch", "mup", "ray", "optuna")},
+        }
+
 
 def sweep(
     config: SweepConfig,
@@ -101,6 +124,7 @@ def sweep(
         RunError: where no trial completed, or trials keep failing.
     """
     started = time.perf_counter()
+    config = config.model_copy(update={"data": absolute_source(config.data)})
     tokens = open_tokens(config.data, vocab_size=config.model.vocab_size)
     tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
     if address is not None:
@@ -210,7 +234,7 @@ class _Stopper(_Unsaved, FIFOScheduler):
     """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
 
     def __init__(self, ledger: Ledger, progress: Progress) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger, self.progress = ledger, progress
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -5,21 +5,39 @@ from typing import TYPE_CHECKING
 from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
+    from widthwise.transfer.launching import LaunchOptions, launch
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
+    from widthwise.transfer.reporting import report
     from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
 
-__all__ = ["Multipliers", "Plan", "Ratios", "Recipe", "Rule", "Scaled", "rule", "rules", "scaled"]
+__all__ = [
+    "LaunchOptions",
+    "Multipliers",
+    "Plan",
+    "Ratios",
+    "Recipe",
+    "Rule",
+    "Scaled",
+    "launch",
+    "report",
+    "rule",
+    "rules",
+    "scaled",
+]
 
 __getattr__ = exported(
     __name__,
     {
+        "LaunchOptions": "launching",
         "Multipliers": "scaling",
         "Plan": "plan",
         "Ratios": "scaling",
         "Recipe": "recipe",
         "Rule": "scaling",
         "Scaled": "scaling",
+        "launch": "launching",
+        "report": "reporting",
         "rule": "scaling",
         "rules": "scaling",
         "scaled": "scaling",

@@ -22,13 +22,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from widthwise.proxies.validation import ConfigError, nearest
+from widthwise.proxies.validation import ConfigError, RunError, nearest
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
 
 COMMANDS = {
+    "demo": "demo.Demo",
+    "sweep": "sweep.Sweep",
     "scale": "scale.Scale",
+    "launch": "launch.Launch",
+    "data": "data.Data",
+    "doctor": "doctor.Doctor",
+    "report": "report.Report",
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""
 
@@ -66,7 +72,7 @@ def _status(run: Callable[[], int]) -> int:
         # Here, so that a reader who has gone is noticed here and not at the interpreter's end.
         sys.stdout.flush()
         return status
-    except ValueError as error:
+    except ConfigError as error:
         _say("error", str(error))
         return 2
     except KeyboardInterrupt:
@@ -75,6 +81,9 @@ def _status(run: Callable[[], int]) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has gone; the flush at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except RunError as error:
+        _say("failed", str(error))
         return 1
     except Exception as error:
         _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")

@@ -129,6 +129,15 @@ class Plan:
             "residual_multiplier": self.residual_multiplier,
         }
 
+    def document(self) -> dict[str, Any]:
+        """Return what a target run's ``plan.json`` holds: `as_json`, and the target's model and horizon."""
+        return {
+            **self.as_json(),
+            "base_width": self.recipe.proxy.width,
+            "model": self.model.model_dump(mode="json"),
+            "horizon": self.horizon.model_dump(mode="json"),
+        }
+
     def table(self) -> "Table":
         """Return the plan as a rich table: a row per kind, multipliers in brackets where they are not 1."""
         from rich.table import Table

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.files import read_json, write_json
 from widthwise.proxies.validation import ConfigError, Record
-from widthwise.transfer.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from widthwise.search import SweepResult
     from widthwise.transfer.plan import Plan
 
 SCHEMA: Literal["widthwise/recipe/1"] = "widthwise/recipe/1"
@@ -60,6 +61,27 @@ class Recipe(Record):
                 if name not in document[part]:
                     raise ConfigError(f"{path}: {part}.{name}: is required")
         return recipe
+
+    @classmethod
+    def from_sweep(cls, result: "SweepResult") -> Self:
+        """Make a recipe of a sweep's best finalist, with the evidence for it and where it came from."""
+        from collections import Counter
+
+        best = result.best
+        evidence = {
+            "loss": best.mean,
+            "seed_spread": best.spread,
+            "finalists": [finalist.as_json() for finalist in result.finalists],
+            "trials": dict(Counter(record["status"] for record in result.records)),
+        }
+        return cls(
+            schema=SCHEMA,
+            hyperparameters=best.hyperparameters,
+            proxy=result.config.model,
+            horizon=result.config.horizon,
+            evidence=evidence,
+            provenance=result.provenance(),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the recipe, atomically, with every field in it, defaults too.

@@ -161,6 +161,17 @@ def test_an_edit_through_data_needs_remeasure() -> None:
     assert_step_has_threshold_of(optimizer, params, before * 3.0)
 
 
+def test_loading_a_state_measures_the_present_weights() -> None:
+    params = parameters()
+    optimizer = AdamHC(params, **{**OPTIONS, "threshold": "mean", "corrected": False})
+    run(optimizer, params, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    edit_in_place(params[0])
+    run(optimizer, params, range(2, 3))
+    optimizer.load_state_dict(saved)
+    assert_step_has_threshold_of(optimizer, params, params[0].detach().clone())
+
+
 def assert_step_has_threshold_of(optimizer: AdamHC, params: list[Tensor], edited: Tensor) -> None:
     """Do a step without gradient and momentum: what moves the weights is the decay alone."""
     for param in params:

@@ -4,7 +4,7 @@ Run with ``python -m pytest tests/kernels/test_update.py``.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -183,6 +183,33 @@ def test_the_worked_example(decay: str, expected: list[float]) -> None:
     np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-13)
 
 
+@pytest.mark.parametrize("decay", ["l2", "huber", "huber-prox"])
+def test_pieces_do_not_show(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors worked on apart give the bits that they give together, whatever their sizes."""
+    together, apart = parameters(), parameters()
+    pieces: list[int] = []
+    for params, piece in ((together, 1000), (apart, 20)):
+        monkeypatch.setattr(reference, "PIECE", piece)
+        optimizer = AdamHC(params, **options(decay=decay))
+        monkeypatch.setattr(reference, "_advance_moments", _counted(reference._advance_moments, pieces))
+        for _ in gradients(params, seed=9):
+            optimizer.step()
+        monkeypatch.undo()
+    assert pieces == [3] * len(SCHEDULE) + [1, 2] * len(SCHEDULE)
+    for a, b in zip(together, apart, strict=True):
+        assert torch.equal(a, b)
+
+
+def _counted(
+    function: Callable[[reference.Batch], None], sizes: list[int]
+) -> Callable[[reference.Batch], None]:
+    def counted(batch: reference.Batch) -> None:
+        sizes.append(len(batch.params))
+        function(batch)
+
+    return counted
+
+
 @pytest.mark.parametrize("huber_c", [1.0, 2.0, 3.0])
 def test_huber_decays_gaussian_weights_by_kappa(huber_c: float) -> None:
     """κ = erf(c/√π) is the share of the decay that is left: .575, .890, .983."""
@@ -230,10 +257,12 @@ def test_the_mean_of_millions_of_weights(values: str) -> None:
     generator = torch.Generator().manual_seed(2)
     weights = torch.full((n,), 0.1) if values == "equal" else torch.randn(n, generator=generator)
     expected = weights.double().abs().mean().item()
-    assert reference.abs_means([weights]).item() == pytest.approx(expected, rel=1e-7)
+    assert reference.abs_means([weights]).item() == pytest.approx(expected, rel=3e-7)
 
 
-@pytest.mark.parametrize("n", [1, reference.CHUNK - 1, reference.CHUNK, reference.CHUNK + 1, reference.PIECE + 1])
+@pytest.mark.parametrize(
+    "n", [1, reference.CHUNK - 1, reference.CHUNK, reference.CHUNK + 1, reference.PIECE + 1]
+)
 def test_the_mean_around_the_chunk_size(n: int) -> None:
     weights = heavy((n,), 3)
     assert reference.abs_means([weights]).item() == pytest.approx(weights.abs().mean().item(), rel=1e-14)

@@ -47,9 +47,7 @@ def section(anchor: str, title: str, *content: object) -> Html:
 def page(title: str, headline: str, note: str, sections: Sequence[Html], script: str) -> str:
     """Return the whole document; `script` is plotly's, which the charts in `sections` call."""
     # The policy lets a browser enforce what the page promises: nothing is loaded from anywhere.
-    policy = (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-    )
+    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
     header = tag("header", tag("h1", title), tag("p", headline, class_="headline"), tag("p", note))
     return "\n".join(
         [
@@ -81,18 +79,21 @@ body { margin: 0; background: #f5f7fa; color: var(--ink);
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
 header { margin-bottom: 28px; }
 header p { color: var(--soft); margin: 6px 0; }
-h1 { font-size: 15px; font-weight: 600; letter-spacing: .02em; color: var(--accent); margin: 0; overflow-wrap: anywhere; }
-header p.headline { font-size: 25px; line-height: 1.35; font-weight: 600; color: var(--ink); overflow-wrap: anywhere; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 26px; margin-bottom: 20px; }
+h1 { font-size: 15px; font-weight: 600; letter-spacing: .02em; color: var(--accent); margin: 0;
+  overflow-wrap: anywhere; }
+header p.headline { font-size: 23px; line-height: 1.35; font-weight: 600; color: var(--ink); overflow-wrap: anywhere; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+  padding: 22px 26px; margin-bottom: 20px; }
 h2 { font-size: 20px; margin: 0 0 8px; overflow-wrap: anywhere; }
 h3 { font-size: 16px; margin: 26px 0 4px; overflow-wrap: anywhere; }
-section p { color: var(--soft); margin: 4px 0 12px; max-width: 78ch; overflow-wrap: anywhere; }
+section p { color: var(--soft); margin: 4px 0 12px; max-width: 100ch; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
+td { white-space: nowrap; }
+td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
 table.pairs { width: auto; min-width: 50%; }
 table.pairs th { color: var(--soft); font-weight: 500; white-space: nowrap; padding-right: 32px; }
 pre { background: #f5f7fa; border: 1px solid var(--line); border-radius: 6px; padding: 12px 14px; overflow-x: auto;

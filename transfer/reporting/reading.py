@@ -1,4 +1,4 @@
-"""What a report is made of: the files of sweeps and target runs, validated, and a torn last line forgiven.
+"""The folders of sweeps and target runs, read for a report; a torn last line is forgiven.
 
 A job that still runs may be writing the last line of a ``.jsonl`` file while we read it. Any other damage is
 an error: a report that silently skips lines would show other numbers than the run had.
@@ -10,106 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict
-
-from widthwise.proxies.validation import ConfigError, Record
-from widthwise.transfer.files import read_json
+from widthwise.proxies.files import read_json
+from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.recipe import Recipe
+from widthwise.transfer.reporting.formats import Evidence, Line, MetricsLine, PlanFile, ResultFile, TrialLine
 
 _SWEEP_FILES = ("trials.jsonl", "study.db")
 _RUN_FILES = ("plan.json", "metrics.jsonl", "result.json")
 
-
-class _Line(Record):
-    # Files may say more than a report shows, and later versions will.
-    model_config = ConfigDict(extra="ignore")
-
-
-class Drawn(_Line):
-    """What a trial tried; None where it failed before drawing, or where the decay has no such number."""
-
-    lr: float | None = None
-    weight_decay: float | None = None
-    decay: str | None = None
-    huber_c: float | None = None
-
-
-class TrialLine(_Line):
-    """A line of ``trials.jsonl``; `curve` holds (step, validation loss)."""
-
-    number: int
-    hyperparameters: Drawn
-    status: str
-    loss: float | None
-    width: int | None = None
-    seed: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    confirms: int | None = None
-    error: str | None = None
-    curve: tuple[tuple[int, float | None], ...] = ()
-
-
-class FinalistLine(_Line):
-    """A setting that was trained with several seeds; `losses` by seed, `spread` their standard deviation."""
-
-    number: int
-    hyperparameters: Drawn
-    losses: dict[str, float | None]
-    mean: float | None
-    spread: float | None = None
-
-
-class Evidence(_Line):
-    """What a sweep leaves in its recipe."""
-
-    trials: dict[str, int] = {}
-    finalists: tuple[FinalistLine, ...] = ()
-    best_loss: float | None = None
-    seed_spread: float | None = None
-
-
-class PlanKind(_Line):
-    """One parameter kind of a plan."""
-
-    lr: float
-    weight_decay: float
-    eps: float
-    multipliers: dict[str, float]
-    why: str = ""
-
-
-class PlanFile(_Line):
-    """``plan.json``: what ``widthwise scale --json`` prints, and what the run added."""
-
-    rule: str
-    ratios: dict[str, float]
-    kinds: dict[str, PlanKind]
-    residual_multiplier: float = 1.0
-    width: int | None = None
-    tokens: int | None = None
-
-
-class MetricsLine(_Line):
-    """A line of ``metrics.jsonl``; a loss that is no finite number is None."""
-
-    step: int
-    tokens: int
-    loss: float | None
-    train_loss: float | None = None
-    tokens_per_second: float | None = None
-
-
-class ResultFile(_Line):
-    """``result.json``: how a run ended."""
-
-    status: str
-    loss: float | None
-    steps: int
-    tokens: int
-    seconds: float
-    rule: str | None = None
-    width: int | None = None
+BASELINE_RULE = "sp"
+"""The rule that carries the proxy's values over as they are: what a plan is measured against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +66,9 @@ class RunFolder:
     @property
     def width(self) -> int | None:
         """The target's width, where any file says it."""
-        for source in (self.result, self.plan):
-            if source and source.width:
-                return source.width
-        if self.plan and self.recipe and "width" in self.plan.ratios:
-            return round(self.plan.ratios["width"] * self.recipe.proxy.width)
-        return None
+        if self.result and self.result.width:
+            return self.result.width
+        return (self.plan.width or self.plan.model.width) if self.plan else None
 
     @property
     def status(self) -> str:
@@ -185,7 +92,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Everything reportable in `folder`, in the order of the names."""
+    """Everything reportable in `folder`, by name, the baselines last."""
 
     folder: Path
     sweeps: list[SweepFolder]
@@ -206,6 +113,8 @@ def read_contents(folder: Path) -> Contents:
         raise ConfigError(f"folder: {folder} cannot be read ({error.strerror})") from None
     sweeps = [_sweep(place) for place in places if _holds(place, _SWEEP_FILES)]
     runs = [_run(place) for place in places if _holds(place, _RUN_FILES)]
+    # What a plan is compared with comes after it.
+    runs.sort(key=lambda run: run.rule == BASELINE_RULE)
     if not sweeps and not runs:
         raise ConfigError(f"folder: {folder} holds neither a sweep nor a target run")
     return Contents(folder=folder, sweeps=sweeps, runs=runs)
@@ -246,7 +155,7 @@ def _recipe(place: Path) -> Recipe | None:
     return Recipe.load(path) if path.exists() else None
 
 
-L = TypeVar("L", bound=_Line)
+L = TypeVar("L", bound=Line)
 
 
 def _record(path: Path, cls: type[L], what: str) -> L | None:

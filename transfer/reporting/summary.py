@@ -1,11 +1,10 @@
 """What a report says first: the outcome in one sentence with its numbers, better or worse."""
 
+import math
 import statistics
 
-from widthwise.transfer.reporting.reading import Contents, FinalistLine, RunFolder, SweepFolder
-
-BASELINE_RULE = "sp"
-"""The rule that carries the proxy's values over as they are: what a plan is measured against."""
+from widthwise.transfer.reporting.formats import FinalistLine
+from widthwise.transfer.reporting.reading import BASELINE_RULE, Contents, RunFolder, SweepFolder
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,8 +51,23 @@ def headline(contents: Contents) -> str:
     plan, baseline = comparison(contents.runs)
     if plan is None or baseline is None:
         return "; ".join(_ran(run) for run in contents.runs)
+    return _compared(plan, baseline)
+
+
+def caveat(contents: Contents) -> str:
+    """Return how far the headline may be trusted: the seeds, and their spread where it was measured."""
+    plan, baseline = comparison(contents.runs)
+    if plan is None or baseline is None or plan.loss is None or baseline.loss is None:
+        return "One seed each." if contents.runs else ""
     spreads = [s.evidence.seed_spread for s in contents.sweeps if s.evidence.seed_spread is not None]
-    return _compared(plan, baseline, max(spreads, default=None))
+    if not spreads:
+        return "One seed each; how much a seed matters was not measured."
+    spread, gain = max(spreads), abs(baseline.loss - plan.loss)
+    said = f"the difference is {gain / spread:.1f} times that" if spread else "the difference is not 0"
+    # Two runs of one setting differ by √2 standard deviations of a single one.
+    if gain <= 2 * math.sqrt(2) * spread:
+        said = "two runs may differ as much by chance: too close to call"
+    return f"One seed each. From seed to seed the proxy's loss varies by {spread:.4f} (standard deviation); {said}."
 
 
 def comparison(runs: list[RunFolder]) -> tuple[RunFolder | None, RunFolder | None]:
@@ -64,24 +78,27 @@ def comparison(runs: list[RunFolder]) -> tuple[RunFolder | None, RunFolder | Non
             continue
         for baseline in baselines:
             # A diverged baseline stopped early: its tokens are fewer, and the comparison stands.
-            if plan.width == baseline.width and (plan.tokens == baseline.tokens or None in (plan.loss, baseline.loss)):
+            if plan.width == baseline.width and (
+                plan.tokens == baseline.tokens or None in (plan.loss, baseline.loss)
+            ):
                 return plan, baseline
     return None, None
 
 
-def _compared(plan: RunFolder, baseline: RunFolder, spread: float | None) -> str:
+def _compared(plan: RunFolder, baseline: RunFolder) -> str:
     start = (
         f"target at width {plan.width}: {_outcome(plan)} with the plan ({plan.rule}), {_outcome(baseline)} "
         f"with the proxy's values carried over ({baseline.rule})"
     )
     if plan.loss is None or baseline.loss is None:
-        return f"{start}, in one seed each"
+        return start
     gain = baseline.loss - plan.loss
-    verdict = f"{abs(gain):.4f} nats per token {'better' if gain > 0 else 'worse'}" if gain else "no better and no worse"
-    end = f"{start}: the plan is {verdict}, in one seed each"
-    if spread is not None and abs(gain) <= 2 * spread:
-        end += f"; that is within twice the spread of the proxy's seeds ({spread:.4f}), too close to call"
-    return end
+    verdict = (
+        f"{abs(gain):.4f} nats per token {'better' if gain > 0 else 'worse'}"
+        if gain
+        else "no better and no worse"
+    )
+    return f"{start}: the plan is {verdict}"
 
 
 def _outcome(run: RunFolder) -> str:
@@ -95,7 +112,7 @@ def _ran(run: RunFolder) -> str:
     if run.loss is None:
         return f"{where}: {run.status}, not evaluated yet"
     status = "" if run.status == "completed" else f" ({run.status})"
-    return f"{where}: {nats(run.loss)} nats per token after {plural(run.tokens, 'token')}{status}, in one seed"
+    return f"{where}: {nats(run.loss)} nats per token after {plural(run.tokens, 'token')}{status}"
 
 
 def _swept(sweep: SweepFolder) -> str:

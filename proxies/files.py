@@ -3,25 +3,27 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from widthwise.proxies.validation import ConfigError
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Write `text` so that a reader, or a crash, sees the old file or the new one and nothing between.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends well; a reader sees the old or the new.
 
     Raises:
-        OSError: the folder is missing or cannot be written to; the old file stays.
+        OSError: the folder is missing or cannot be written to, or the disk is full; the old file stays.
     """
     path = Path(path)
     # In the same folder, because a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; others may read this one as they may any new file.
@@ -30,6 +32,12 @@ def write_atomic(path: str | Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all; errors as in `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _umask() -> int:
@@ -44,7 +52,7 @@ def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: the document holds NaN or infinity, which JSON cannot say (write null instead).
-        OSError: as in `write_atomic`.
+        OSError: as in `replacing`.
     """
     write_atomic(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -1,0 +1,135 @@
+"""µP holds in the model as it is built and trained: coordinates that do not move with the width, and an identity."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from widthwise.kernels import AdamHC
+from widthwise.proxies import GPT, GPTConfig, Horizon, Hyperparameters, open_tokens, parameter_table
+from widthwise.proxies.data import Tokens
+from widthwise.proxies.optimizer import adamhc
+from widthwise.transfer import Recipe
+
+WIDTHS = (32, 64, 128, 256)
+STEPS = 10
+RECIPE = Recipe(
+    hyperparameters=Hyperparameters(lr=0.01, weight_decay=0.4, huber_c=2.0),
+    proxy=GPTConfig(width=32, depth=2, context=64),
+    horizon=Horizon(batch_tokens=256, tokens=25_600),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def python_tokens() -> Tokens:
+    return open_tokens("python")
+
+
+def learn(model: GPT, optimizer: AdamHC, step: int, *, seed: int) -> float:
+    x, y = python_tokens().batch(step, seed=seed, batch_size=4, context=model.config.context)
+    loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+# The coordinate check (facts: Yang et al., arXiv 2203.03466, appendix D.1)
+
+
+def movement(rule: str, width: int, seed: int) -> dict[str, list[float]]:
+    """Return, per layer, the rms change of its output on a fixed batch since initialisation, after each step."""
+    plan = RECIPE.at(width=width, rule=rule)
+    model = GPT(plan.model, seed=seed)
+    table = parameter_table(lambda w: GPT(plan.model.model_copy(update={"width": w})), width, base_width=32)
+    optimizer = adamhc(plan.parameter_groups(model, table), RECIPE.hyperparameters)
+    fixed, _ = python_tokens().batch(10**6, seed=seed, batch_size=4, context=64)
+    start = outputs(model, fixed)
+    moved: dict[str, list[float]] = {name: [] for name in start}
+    for step in range(STEPS):
+        learn(model, optimizer, step, seed=seed)
+        for name, output in outputs(model, fixed).items():
+            moved[name].append((output - start[name]).square().mean().sqrt().item())
+    return moved
+
+
+@torch.no_grad()
+def outputs(model: GPT, tokens_bt: Tensor) -> dict[str, Tensor]:
+    """Return what the embedding, each block and the whole model put out."""
+    found: dict[str, Tensor] = {}
+    layers = {
+        "embedding": model.embedding,
+        "block 0": model.blocks[0],
+        "block 1": model.blocks[1],
+        "logits": model,
+    }
+    hooks = [
+        layer.register_forward_hook(lambda _module, _input, output, name=name: found.update({name: output}))
+        for name, layer in layers.items()
+    ]
+    model(tokens_bt)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def slopes(rule: str, seeds: range) -> dict[str, np.ndarray]:
+    """Return, per layer, the log-log slope of its movement against the width, after each step."""
+    runs = [[movement(rule, width, seed) for seed in seeds] for width in WIDTHS]
+    found = {}
+    for name in runs[0][0]:
+        moved = np.array([[one[name] for one in same_width] for same_width in runs]).mean(axis=1)
+        # Nothing moves the embedding in the first step.
+        found[name] = np.polyfit(np.log(WIDTHS), np.log(np.maximum(moved, 1e-30)), 1)[0]
+    return found
+
+
+def test_under_mup_no_layer_moves_more_or_less_in_a_wider_model() -> None:
+    found = slopes("fan-sqrt", range(6))
+    # The readout starts at zero, so that the first step's gradient reaches nothing below it ...
+    learning = {name: slope if name == "logits" else slope[1:] for name, slope in found.items()}
+    for name, slope in learning.items():
+        assert np.abs(slope).max() <= 0.1, (name, slope)
+    # ... and the blocks only decay, by ηλ, which fan-sqrt scales by w^-½.
+    for name in ("block 0", "block 1"):
+        assert found[name][0] == pytest.approx(-0.5, abs=0.1)
+
+
+def test_in_the_standard_parametrisation_the_check_fails() -> None:
+    found = slopes("sp", range(2))
+    for name in ("block 0", "block 1", "logits"):
+        assert found[name].max() > 0.3, (name, found[name])
+
+
+# The identity (facts: a forward multiplier a is the same as std/a, η/a, λ·a, ε·a)
+
+
+@pytest.mark.parametrize("multiplier", [0.125, 4.0])
+def test_a_forward_multiplier_trades_exactly_against_std_rate_decay_and_eps(multiplier: float) -> None:
+    expected, found = trajectory(1.0), trajectory(multiplier)
+    assert len(expected) == 200
+    assert expected[-1] < expected[0] - 1
+    assert found == expected
+
+
+def trajectory(multiplier: float) -> list[float]:
+    """Return the losses of a model with a readout multiplier, and everything else of the readout against it."""
+    config = GPTConfig(width=16, head_dim=8, depth=1, context=16, readout_std=0.5 / multiplier)
+    model = GPT(config.model_copy(update={"readout_multiplier": multiplier}), seed=1)
+    readout = [model.readout.weight]
+    others = [parameter for name, parameter in model.named_parameters() if name != "readout.weight"]
+    settings = {"lr": 0.01 / multiplier, "weight_decay": 0.2 * multiplier, "eps": 1e-8 * multiplier}
+    groups = [
+        {"params": others, "lr": 0.01, "weight_decay": 0.2, "eps": 1e-8},
+        {"params": readout, **settings},
+    ]
+    optimizer = AdamHC(groups, decay="l2")
+    return [learn(model, optimizer, step, seed=1) for step in range(200)]

@@ -1,0 +1,84 @@
+"""``widthwise launch``: train a recipe's target, zero-shot, through Ray Train."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Train the wide model with a recipe's hyperparameters, scaled by a rule."""
+
+    recipe: Positional[Path]
+    """Recipe file, as `widthwise sweep` writes it."""
+    width: int
+    """Width of the target, a multiple of the recipe's head_dim * group_size."""
+    depth: int | None = None
+    """Blocks of the target; the proxy's if not given."""
+    batch_tokens: int | None = None
+    """Tokens per optimizer step, over all workers; the recipe's if not given."""
+    tokens: int | None = None
+    """Tokens in all; the recipe's if not given."""
+    rule: str = "fan-sqrt"
+    """Scaling rule, as for `widthwise scale`."""
+    data: str = "python"
+    """'python', a text file, a .bin shard or a folder of them."""
+    out: Path = Path("widthwise-target")
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
+    workers: int = 1
+    """Data-parallel workers; they share every batch."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; one at every evaluation if not given."""
+    evaluations: int = 10
+    """Validation passes, evenly spaced, the last at the end."""
+    seed: int = 0
+    """Seed of initialisation and batches."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    address: str | None = None
+    """Ray cluster, host:port or auto; a local Ray if not given."""
+    resume: bool = False
+    """Go on from the checkpoint in the folder."""
+    json: bool = False
+    """Print result.json's document."""
+
+    def run(self) -> int:
+        """Train and print the outcome; status 1 where the run diverged."""
+        from widthwise.transfer.launching import LaunchOptions, launch
+        from widthwise.transfer.recipe import Recipe
+
+        plan = Recipe.load(self.recipe).at(
+            width=self.width,
+            depth=self.depth,
+            batch_tokens=self.batch_tokens,
+            tokens=self.tokens,
+            rule=self.rule,
+        )
+        options = LaunchOptions(
+            data=self.data,
+            seed=self.seed,
+            workers=self.workers,
+            checkpoint_every=self.checkpoint_every,
+            evaluations=self.evaluations,
+            compile=self.compile,
+        )
+        try:
+            result = launch(plan, self.out, options, resume=self.resume, address=self.address)
+        except KeyboardInterrupt:
+            print(
+                f"widthwise: stopped; go on with the same command and --resume ({self.out})", file=sys.stderr
+            )
+            return 130
+        if self.json:
+            print(json.dumps(result))
+        elif result["status"] == "completed":
+            outcome = f"validation loss {result['loss']:.4f} nats per token after {result['tokens']:,} tokens"
+            print(f"width {result['width']}, rule {result['rule']}: {outcome}, {result['seconds']:.1f} s")
+            print(f"files: {self.out / 'result.json'}, {self.out / 'metrics.jsonl'}")
+        if result["status"] != "completed":
+            print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
+            return 1
+        return 0

@@ -1,0 +1,228 @@
+"""The target run: a plan trained zero-shot through Ray Train, restartable from its last checkpoint.
+
+The folder is the truth: rank 0 writes ``metrics.jsonl`` and ``checkpoint.pt`` while it trains and
+``result.json`` at the end, each whole or not at all. A worker that dies is started again by Ray Train and
+resumes from the checkpoint; where the driver dies, the same command with ``--resume`` goes on.
+"""
+
+import json
+import math
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from widthwise.proxies.data import absolute_source, open_tokens
+from widthwise.proxies.files import read_json, write_atomic, write_json
+from widthwise.proxies.runs import RunSpec
+from widthwise.proxies.training import Metrics
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search.cluster import ray_session, require_ray
+from widthwise.transfer.following import following
+from widthwise.transfer.plan import Plan
+
+# Times that Ray Train starts the workers again after one died.
+RETRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """How a target run is carried out.
+
+    Attributes:
+        data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
+        seed: decides initialisation and batches.
+        workers: data-parallel workers that share every batch.
+        checkpoint_every: steps between checkpoints; None saves at every evaluation.
+        evaluations: validation passes, evenly spaced.
+        validation_batches: batches of each pass.
+        compile: whether to ``torch.compile`` the model.
+    """
+
+    data: str = "python"
+    seed: int = 0
+    workers: int = 1
+    checkpoint_every: int | None = None
+    evaluations: int = 10
+    validation_batches: int = 8
+    compile: bool = False
+
+
+def launch(
+    plan: Plan,
+    out: Path,
+    options: LaunchOptions | None = None,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Train a plan's target.
+
+    Args:
+        plan: what to train; `Recipe.at` makes it.
+        out: folder for the run's files, on storage that all nodes share.
+        options: how to run.
+        resume: go on from the checkpoint in `out`.
+        address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
+        show_progress: draw a progress bar on standard error.
+
+    Returns:
+        What ``result.json`` holds: ``status`` (``completed`` or ``diverged``), ``loss`` (validation, nats
+        per token, None where it diverged), ``steps``, ``tokens``, ``seconds``, ``rule``, ``width``.
+
+    Raises:
+        ConfigError: for a user's mistake, before anything is written.
+        RunError: where the workers kept failing; the checkpoint remains.
+    """
+    options = options or LaunchOptions()
+    out = out.resolve()
+    _require_fitting(plan, options)
+    if address is not None:
+        require_ray(address)
+    _prepare(plan, out, resume=resume)
+    if (out / "result.json").exists():
+        return read_json(out / "result.json", "a result")
+    with following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress):
+        _train(plan, out, options, address)
+    return read_json(out / "result.json", "a result")
+
+
+def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
+    """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
+    sequences = plan.horizon.sequences(plan.model.context)
+    if options.workers < 1 or sequences % options.workers:
+        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
+    tokens.require(plan.model.context, sequences)
+
+
+def _prepare(plan: Plan, out: Path, *, resume: bool) -> None:
+    """Write the recipe and the plan into the folder, or compare them with what stands there."""
+    path, document = out / "plan.json", plan.document()
+    if path.exists() and not resume:
+        raise ConfigError(
+            f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
+        )
+    if resume and not path.exists():
+        raise ConfigError(f"out: {out} holds no target run to resume")
+    if resume and read_json(path, "a plan") != document:
+        raise ConfigError(f"out: {out} holds the run of another plan; see {path}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        plan.recipe.save(out / "recipe.json")
+        write_json(path, document)
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
+
+
+def _train(plan: Plan, out: Path, options: LaunchOptions, address: str | None) -> None:
+    """Run Ray Train until the run has ended, well or badly."""
+    cores = os.cpu_count() or 1
+    with ray_session(address, cpus=max(cores, options.workers)) as ray, _interruptible():
+        from ray import train
+        from ray.train.torch import TorchTrainer
+
+        gpu = int(ray.cluster_resources().get("GPU", 0) >= options.workers)
+        cpus = 1 if address is not None else max(1, cores // options.workers)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".ray-", ignore_cleanup_errors=True) as scratch:
+            trainer = TorchTrainer(
+                train_worker,
+                train_loop_config={
+                    "spec": _spec(plan, options).model_dump_json(),
+                    "out": str(out),
+                    "options": {name: getattr(options, name) for name in _RUN_OPTIONS},
+                    "threads": cpus,
+                    "outcome": {"rule": plan.rule, "width": plan.model.width},
+                },
+                scaling_config=train.ScalingConfig(
+                    num_workers=options.workers,
+                    use_gpu=bool(gpu),
+                    resources_per_worker={"CPU": cpus, "GPU": gpu},
+                ),
+                run_config=train.RunConfig(
+                    storage_path=scratch, failure_config=train.FailureConfig(max_failures=RETRIES)
+                ),
+            )
+            try:
+                trainer.fit()
+            except train.TrainingFailedError as error:
+                raise RunError(f"{_cause(error)}; go on with --resume") from error
+
+
+_RUN_OPTIONS = ("seed", "compile", "evaluations", "validation_batches", "checkpoint_every")
+
+
+def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
+    return RunSpec(
+        model=plan.model,
+        base_width=plan.recipe.proxy.width,
+        horizon=plan.horizon,
+        hyperparameters=plan.recipe.hyperparameters,
+        settings={kind: plan.settings(kind) for kind in plan.kinds},
+        data=absolute_source(options.data),
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ray Train's own end on Ctrl-C, an exit with status 0, into a KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _cause(error: Exception) -> str:
+    """Return the first worker's own complaint, without Ray's traceback around it."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    return str(cause).strip().rpartition("\n")[2]
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train in one of Ray Train's workers; rank 0 writes the run's files."""
+    import torch
+    from ray import train
+
+    from widthwise.proxies.runs import device_options, run
+    from widthwise.proxies.training import RunOptions
+
+    torch.set_num_threads(config["threads"])
+    context, out = train.get_context(), Path(config["out"])
+    rank = context.get_world_rank()
+    options = RunOptions(
+        checkpoint=out / "checkpoint.pt",
+        rank=rank,
+        world_size=context.get_world_size(),
+        **config["options"],
+        **device_options(),
+    )
+    on_metrics = MetricsFile(out / "metrics.jsonl").add if rank == 0 else None
+    result = run(RunSpec.model_validate_json(config["spec"]), options, on_metrics)
+    if rank == 0:
+        loss = result.loss if math.isfinite(result.loss) else None
+        ending = {"status": result.status, "loss": loss, "steps": result.steps, "tokens": result.tokens}
+        write_json(out / "result.json", {**ending, "seconds": result.seconds, **config["outcome"]})
+
+
+class MetricsFile:
+    """``metrics.jsonl``: a line per evaluation, each step once, also after a resumption."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def add(self, metrics: Metrics) -> None:
+        """Append an evaluation, in place of any that a lost stretch of the run left behind."""
+        self.lines = [line for line in self.lines if line["step"] < metrics.step] + [asdict(metrics)]
+        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))

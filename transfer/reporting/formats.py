@@ -1,0 +1,115 @@
+"""What stands in the files of sweeps and target runs, as far as a report shows it."""
+
+from pydantic import ConfigDict
+
+from widthwise.proxies.validation import Record
+
+
+class Line(Record):
+    """One JSON object of a file."""
+
+    # Files may say more than a report shows, and later versions will.
+    model_config = ConfigDict(extra="ignore")
+
+
+class Drawn(Line):
+    """What a trial tried; None where it failed before drawing, or where the decay has no such number."""
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    decay: str | None = None
+    huber_c: float | None = None
+
+
+class TrialLine(Line):
+    """A line of ``trials.jsonl``; `curve` holds (step, validation loss)."""
+
+    number: int
+    hyperparameters: Drawn
+    status: str
+    loss: float | None
+    width: int | None = None
+    seed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    confirms: int | None = None
+    error: str | None = None
+    curve: tuple[tuple[int, float | None], ...] = ()
+
+
+class FinalistLine(Line):
+    """A setting that was trained with several seeds; `losses` by seed, `spread` their standard deviation."""
+
+    number: int
+    hyperparameters: Drawn
+    losses: dict[str, float | None]
+    mean: float | None
+    spread: float | None = None
+
+
+class Evidence(Line):
+    """What a sweep leaves in its recipe."""
+
+    trials: dict[str, int] = {}
+    finalists: tuple[FinalistLine, ...] = ()
+    best_loss: float | None = None
+    seed_spread: float | None = None
+
+
+class PlanKind(Line):
+    """One parameter kind of a plan."""
+
+    lr: float
+    weight_decay: float
+    eps: float
+    multipliers: dict[str, float]
+    why: str = ""
+
+
+class PlannedModel(Line):
+    """The target's shape."""
+
+    width: int | None = None
+    depth: int | None = None
+
+
+class PlannedHorizon(Line):
+    """The target's length."""
+
+    batch_tokens: int | None = None
+    tokens: int | None = None
+
+
+class PlanFile(Line):
+    """``plan.json``: what ``widthwise scale --json`` prints, and what the run added."""
+
+    rule: str
+    ratios: dict[str, float]
+    kinds: dict[str, PlanKind]
+    residual_multiplier: float = 1.0
+    width: int | None = None
+    tokens: int | None = None
+    model: PlannedModel = PlannedModel()
+    horizon: PlannedHorizon = PlannedHorizon()
+
+
+class MetricsLine(Line):
+    """A line of ``metrics.jsonl``; a loss that is no finite number is None."""
+
+    step: int
+    tokens: int
+    loss: float | None
+    train_loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+class ResultFile(Line):
+    """``result.json``: how a run ended."""
+
+    status: str
+    loss: float | None
+    steps: int
+    tokens: int
+    seconds: float
+    rule: str | None = None
+    width: int | None = None
