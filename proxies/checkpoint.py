@@ -12,10 +12,20 @@ from widthwise.proxies.validation import ConfigError
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed."""
+    """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; the earlier file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        torch.save(dict(state), file)
+    try:
+        with replacing(path) as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:
+        # torch's own complaint, of an unexpected position, hides what the disk said.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -87,12 +87,14 @@ def parameter_table(
     shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (base, delta, target)]
     _require_same_names(shapes, (base_width, delta_width, width))
     infshapes = zip_infshapes(make_base_shapes(shapes[0], shapes[1]), shapes[2])
-    kinds = _kinds(target, infshapes, overrides or {})
-    if "matrix" not in kinds.values():
+    if all(shape.ninf() < 2 for shape in infshapes.values()):
         raise ConfigError(
             f"build: no parameter has two dimensions that grow from width {base_width} to {delta_width}; "
             "a model without a matrix kind cannot be scaled (does build use its argument?)"
         )
+    kinds = _kinds(target, infshapes, overrides or {})
+    if "matrix" not in kinds.values():
+        raise ConfigError("overrides: must leave a matrix; a model without a matrix kind cannot be scaled")
     entries = {name: _entry(kind, infshapes[name]) for name, kind in kinds.items()}
     return ParameterTable(width=width, base_width=base_width, entries=entries)
 

@@ -21,7 +21,8 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     """Connect to the cluster at `address`, or start a local Ray on the loopback interface; yields ``ray``.
 
     The local Ray is protected by a token of its own, writes nothing under the home directory, prints
-    nothing, lets idle OpenMP threads sleep, and is shut down on leaving.
+    nothing, lets idle OpenMP threads sleep, and is shut down on leaving. A process that has imported Ray
+    before keeps what Ray read then: it listens on all interfaces, behind the token.
 
     Args:
         address: ``host:port`` or ``auto``; None starts a local Ray.
@@ -30,7 +31,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     Raises:
         ConfigError: where no Ray answers at `address`.
     """
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET if address is not None else _QUIET | _LOCAL).items():
         os.environ.setdefault(name, value)
     if address is not None:
         require_ray(address)
@@ -39,13 +40,9 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    local: dict[str, Any] = (
-        {}
-        if address is not None
-        else {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    )
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield ray
@@ -77,12 +74,18 @@ def _require_listener(address: str) -> None:
         raise ConfigError(f"address: no Ray answers at {address!r} ({error})") from None
 
 
+# Ray reads most of these when it is imported.
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # Ray prints the death of a worker on standard output; who retries, and reports, is us.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_LOCAL = {
+    # Ray's own switch for the loopback interface, on Linux too, whatever its name.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
 }

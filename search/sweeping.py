@@ -1,12 +1,7 @@
-"""The sweep: Optuna proposes, Ray Tune executes, the ledger remembers.
-
-``Tuner.restore`` and Ray's own OptunaSearch are not used: their snapshots lag, and they lose or repeat trials.
-Every session starts a fresh Tune run over the same study instead.
-"""
+"""The sweep: Optuna proposes, Ray Tune executes, the ledger remembers."""
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.data import absolute_source, open_tokens
-from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.proxies.validation import RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.search.config import SweepConfig
-from widthwise.search.ledger import MAX_FAILURES, Ledger, Status
+from widthwise.search.ledger import MAX_FAILURES, Ledger
 from widthwise.search.progress import Progress
-from widthwise.search.trial import trainable
-
-# Times that a trial whose worker died is started again, from its last checkpoint.
-RETRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +32,8 @@ class Finalist:
         return {
             "number": self.number,
             "hyperparameters": self.hyperparameters.model_dump(mode="json"),
-            "losses": {str(seed): loss for seed, loss in self.losses.items()},
-            "mean": self.mean,
+            "losses": {str(seed): _finite(loss) for seed, loss in self.losses.items()},
+            "mean": _finite(self.mean),
             "spread": self.spread,
         }
 
@@ -58,8 +44,10 @@ class Finalist:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None from a single one."""
-        return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
+        """Standard deviation over the seeds; None from a single one, or where one diverged."""
+        if len(self.losses) < 2 or not math.isfinite(self.mean):
+            return None
+        return statistics.stdev(self.losses.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,130 +119,31 @@ def sweep(
         require_ray(address)
     ledger = Ledger(config, out, resume=resume)
     try:
-        with Progress(ledger, enabled=show_progress) as progress:
-            finished = execute(ledger, address, progress)
+        if not ledger.is_finished():
+            _run(ledger, address, show_progress)
+        return SweepResult(
+            config=config,
+            finalists=_finalists(ledger),
+            records=ledger.records(),
+            finished=ledger.is_finished(),
+            seconds=time.perf_counter() - started,
+            data_fingerprint=tokens.fingerprint,
+        )
     finally:
         ledger.close()
-    return SweepResult(
-        config=config,
-        finalists=_finalists(ledger),
-        records=ledger.records(),
-        finished=finished,
-        seconds=time.perf_counter() - started,
-        data_fingerprint=tokens.fingerprint,
-    )
 
 
-def execute(ledger: Ledger, address: str | None, progress: Progress) -> bool:
-    """Run the trials that the ledger wants; return whether it has all of them."""
-    if ledger.is_finished():
-        return True
+def _run(ledger: Ledger, address: str | None, show_progress: bool) -> None:
     with (
+        Progress(ledger, enabled=show_progress) as progress,
         ray_session(address, cpus=ledger.config.concurrency) as ray,
-        tempfile.TemporaryDirectory() as scratch,
     ):
-        resources = ray.cluster_resources()
-        share = _gpu_share(ledger.config, resources)
-        limit = ledger.config.concurrency or _capacity(resources, share)
-        tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
-            tune_config=tune.TuneConfig(
-                search_alg=_Proposer(ledger, limit, progress),
-                scheduler=_Stopper(ledger, progress),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-            ),
-        ).fit()
+        # Here, because what Ray reads on import the session sets.
+        from widthwise.search.tuning import run_trials
+
+        run_trials(ledger, ray.cluster_resources(), progress)
     if len(ledger.failures) >= MAX_FAILURES:
         raise RunError(f"{len(ledger.failures)} trials failed, the last with: {ledger.failures[-1]}")
-    return ledger.is_finished()
-
-
-class _Unsaved:
-    """Pickles to nothing: Tune saves its parts for a restore that is never made."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Proposer(_Unsaved, Searcher):
-    """Hands the ledger's trials to Tune, and Tune's endings to the ledger."""
-
-    def __init__(self, ledger: Ledger, limit: int, progress: Progress) -> None:
-        super().__init__(metric="loss", mode="min")
-        self.ledger, self.limit, self.progress = ledger, limit, progress
-        self.numbers: dict[str, int] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are.
-        if len(self.ledger.live) >= self.limit:
-            return None
-        trial = self.ledger.next()
-        if trial == "wait":
-            return None
-        if trial == "finished":
-            return None if self.ledger.live else Searcher.FINISHED
-        number = self.numbers[trial_id] = trial.number
-        config = self.ledger.config
-        return {
-            "number": number,
-            "folder": str(self.ledger.folder(number).resolve()),
-            "spec": _spec(config, self.ledger.hyperparameters(trial)).model_dump_json(),
-            "options": {
-                "seed": self.ledger.seed(trial),
-                "evaluations": config.evaluations,
-                "validation_batches": config.validation_batches,
-            },
-        }
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        number = self.numbers.pop(trial_id)
-        outcome = result or {}
-        status: Status = "failed" if error or not outcome else outcome["status"]
-        # A trial that ends while it says that it is running was stopped by the scheduler.
-        self.ledger.finish(number, "stopped" if status == "running" else status, outcome)
-        self.progress.ended()
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the study is the truth."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is resumed from its study")
-
-
-class _Stopper(_Unsaved, FIFOScheduler):
-    """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
-
-    def __init__(self, ledger: Ledger, progress: Progress) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger, self.progress = ledger, progress
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result["status"] != "running":
-            return str(TrialScheduler.CONTINUE)
-        number = trial.config["number"]
-        stop = self.ledger.report(number, result["step"], result["loss"])
-        self.progress.step(number, result["step"])
-        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
-
-
-def _spec(config: SweepConfig, hyperparameters: Hyperparameters) -> RunSpec:
-    return RunSpec(
-        model=config.model,
-        base_width=config.model.width,
-        horizon=config.horizon,
-        hyperparameters=hyperparameters,
-        settings=base_settings(hyperparameters),
-        data=config.data,
-    )
 
 
 def _finalists(ledger: Ledger) -> list[Finalist]:
@@ -265,17 +154,11 @@ def _finalists(ledger: Ledger) -> list[Finalist]:
         losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
         hyperparameters = ledger.hyperparameters(trial)
         finalists.append(Finalist(number=trial.number, hyperparameters=hyperparameters, losses=losses))
-    if not finalists and ledger.is_finished():
-        raise RunError("no trial completed: all diverged; lower the bounds of space.lr")
+    if ledger.is_finished() and not any(math.isfinite(finalist.mean) for finalist in finalists):
+        raise RunError("no trial completed with every seed: all diverged; lower the bounds of space.lr")
     return sorted(finalists, key=lambda finalist: finalist.mean)
 
 
-def _gpu_share(config: SweepConfig, resources: Mapping[str, float]) -> float:
-    if config.gpus_per_trial is not None:
-        return config.gpus_per_trial
-    return 1.0 if resources.get("GPU", 0) else 0.0
-
-
-def _capacity(resources: Mapping[str, float], share: float) -> int:
-    cpus = int(resources.get("CPU", 1))
-    return max(1, min(cpus, math.floor(resources["GPU"] / share)) if share else cpus)
+def _finite(loss: float) -> float | None:
+    """Return a loss as JSON can say it: None where the run diverged."""
+    return loss if math.isfinite(loss) else None

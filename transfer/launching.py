@@ -8,8 +8,8 @@ resumes from the checkpoint; where the driver dies, the same command with ``--re
 import json
 import math
 import os
+import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -129,29 +129,31 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, address: str | None) -
 
         gpu = int(ray.cluster_resources().get("GPU", 0) >= options.workers)
         cpus = 1 if address is not None else max(1, cores // options.workers)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".ray-", ignore_cleanup_errors=True) as scratch:
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config={
-                    "spec": _spec(plan, options).model_dump_json(),
-                    "out": str(out),
-                    "options": {name: getattr(options, name) for name in _RUN_OPTIONS},
-                    "threads": cpus,
-                    "outcome": {"rule": plan.rule, "width": plan.model.width},
-                },
-                scaling_config=train.ScalingConfig(
-                    num_workers=options.workers,
-                    use_gpu=bool(gpu),
-                    resources_per_worker={"CPU": cpus, "GPU": gpu},
-                ),
-                run_config=train.RunConfig(
-                    storage_path=scratch, failure_config=train.FailureConfig(max_failures=RETRIES)
-                ),
-            )
-            try:
-                trainer.fit()
-            except train.TrainingFailedError as error:
-                raise RunError(f"{_cause(error)}; go on with --resume") from error
+        scratch = out / ".ray"
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "spec": _spec(plan, options).model_dump_json(),
+                "out": str(out),
+                "options": {name: getattr(options, name) for name in _RUN_OPTIONS},
+                "threads": cpus,
+                "outcome": {"rule": plan.rule, "width": plan.model.width},
+            },
+            scaling_config=train.ScalingConfig(
+                num_workers=options.workers,
+                use_gpu=bool(gpu),
+                resources_per_worker={"CPU": cpus, "GPU": gpu},
+            ),
+            run_config=train.RunConfig(
+                storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
+            ),
+        )
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as error:
+            raise RunError(f"{_cause(error)}; go on with --resume") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 _RUN_OPTIONS = ("seed", "compile", "evaluations", "validation_batches", "checkpoint_every")

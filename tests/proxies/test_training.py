@@ -175,7 +175,10 @@ VALIDATION_BATCHES = (4, 3, 1)  # with 1, one of two workers has nothing to vali
 
 
 def test_two_workers_share_every_batch_and_learn_what_one_learns(tmp_path: Path) -> None:
-    alone = [run(spec(horizon=horizon(steps=20)), options).history for options in sharing(world_size=1)]
+    alone = [
+        run(spec("l2, clipped", horizon=horizon(steps=20)), options).history
+        for options in sharing(world_size=1)
+    ]
     workers = [script("worker", rank, tmp_path / "rendezvous") for rank in (0, 1)]
     for worker in workers:
         output, errors = worker.communicate()
@@ -191,7 +194,8 @@ def worker(rank: str, rendezvous: str) -> None:
     meeting = f"file://{rendezvous}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=int(rank))
     runs = [
-        run(spec(horizon=horizon(steps=20)), options) for options in sharing(rank=int(rank), world_size=2)
+        run(spec("l2, clipped", horizon=horizon(steps=20)), options)
+        for options in sharing(rank=int(rank), world_size=2)
     ]
     print(json.dumps([asdict(result)["history"] for result in runs]))
     dist.destroy_process_group()

@@ -157,8 +157,10 @@ def curves(trials: Sequence[TrialLine], best: TrialLine | None) -> go.Figure:
 def seeds(finalists: Sequence[FinalistLine]) -> go.Figure:
     """Draw each finalist's losses by seed, and their mean with the standard deviation."""
     labels = [finalist_label(finalist) for finalist in finalists]
-    figure = _figure(height=130 + 55 * len(labels))
-    figure.update_xaxes(title=LOSS).update_yaxes(autorange="reversed", automargin=True, type="category")
+    figure = _figure(height=130 + 45 * len(labels))
+    figure.update_xaxes(title=LOSS).update_yaxes(
+        range=[len(labels) - 0.5, -0.5], automargin=True, type="category"
+    )
     points = [
         (loss, label, _label(f"seed {seed}"))
         for label, finalist in zip(labels, finalists, strict=True)
@@ -235,9 +237,9 @@ def _log(axis: Any, values: Iterable[float | None]) -> None:
     known = [value for value in values if value]
     low, high = min(known, default=1.0), max(known, default=1.0)
     # Six ticks or so, whatever the range.
-    steps: tuple[float, ...] = (
-        (1,) if high > 300 * low else (1, 2, 5) if high > 6 * low else (1, 1.5, 2, 3, 4, 5, 7)
-    )
+    steps: tuple[float, ...] = (1,)
+    if high <= 300 * low:
+        steps = (1, 2, 5) if high > 6 * low else (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
     decades = range(floor(log10(low)), floor(log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     axis.update(type="log", tickvals=ticks, ticktext=[f"{tick:.4g}" for tick in ticks])

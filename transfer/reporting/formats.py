@@ -50,9 +50,7 @@ class FinalistLine(Line):
 class Evidence(Line):
     """What a sweep leaves in its recipe."""
 
-    trials: dict[str, int] = {}
     finalists: tuple[FinalistLine, ...] = ()
-    best_loss: float | None = None
     seed_spread: float | None = None
 
 

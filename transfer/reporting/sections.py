@@ -19,7 +19,7 @@ def sections(contents: Contents) -> list[Html]:
     several = len(contents.sweeps) > 1
     found = [_sweep(sweep, index, several) for index, sweep in enumerate(contents.sweeps)]
     recipes = _recipes(contents)
-    found += [section("recipe", "Recipe", *(_recipe(name, one) for name, one in recipes))] if recipes else []
+    found += [section("recipe", "Recipe", *map(_recipe, recipes))] if recipes else []
     plans = [(run, run.plan) for run in contents.runs if run.plan]
     found += [section("plan", "Plan", *(_plan(run, plan) for run, plan in plans))] if plans else []
     found += [_targets(contents.runs)] if contents.runs else []
@@ -36,7 +36,9 @@ def _sweep(sweep: SweepFolder, index: int, several: bool) -> Html:
     state = "" if sweep.recipe else " The sweep has no recipe yet: it is in progress, or was interrupted."
     widths = sorted({trial.width for trial in sweep.trials if trial.width})
     where = f" at width {', '.join(map(str, widths))}" if widths else ""
-    text = f"{plural(len(sweep.trials), 'trial')}{where}{': ' if endings else ''}{endings}.{state}"
+    again = len(sweep.trials) - len(sweep.proposals)
+    repeats = f", {again} of them finalists with another seed" if again else ""
+    text = f"{plural(len(sweep.trials), 'trial')}{where}{': ' if endings else ''}{endings}{repeats}.{state}"
     content = [tag("p", text)]
     if sweep.proposals:
         content += _landscape(sweep, index)
@@ -100,7 +102,8 @@ def _recipes(contents: Contents) -> list[tuple[str, Recipe]]:
     return found
 
 
-def _recipe(name: str, recipe: Recipe) -> Html:
+def _recipe(named: tuple[str, Recipe]) -> Html:
+    name, recipe = named
     tuned, horizon = recipe.hyperparameters, recipe.horizon
     rows: list[tuple[object, object]] = [
         ("learning rate η", number(tuned.lr)),
@@ -136,7 +139,9 @@ def _plan(run: RunFolder, plan: PlanFile) -> Html:
 def _planned(planned: PlanKind) -> list[str]:
     factors = planned.multipliers
     values = [(getattr(planned, name), factors.get(name, 1.0)) for name in ("lr", "weight_decay", "eps")]
-    cells = [number(value) + ("" if factor == 1 else f" (×{number(factor)})") for value, factor in values]
+    cells = [
+        number(value) + (f" (×{number(factor)})" if value and factor != 1 else "") for value, factor in values
+    ]
     return cells + [f"×{number(factors.get(name, 1.0))}" for name in ("init_std", "forward")]
 
 
@@ -186,7 +191,7 @@ def _commands(contents: Contents) -> list[Html]:
     places: list[SweepFolder | RunFolder] = [*contents.sweeps, *contents.runs]
     one = [place.name for place in places if place.folder == contents.folder]
     lines.append(shlex.join(["widthwise", "report", *(one[:1] or ["."])]))
-    text = "In an empty folder, on the same data. Settings that the files do not record are left at their defaults."
+    text = "In an empty folder. What the files do not record, such as a target run's data, is left at its default."
     return [tag("p", text), tag("pre", "\n".join(lines))]
 
 
@@ -197,7 +202,11 @@ def _sweep_command(sweep: SweepFolder) -> str:
         return shlex.join(map(str, recorded)) if isinstance(recorded, list) else str(recorded)
     first = sweep.proposals[0] if sweep.proposals else None
     options: dict[str, object] = {"width": first and first.width, "trials": len(sweep.proposals)}
+    if sweep.evidence.finalists:
+        options["finalists"] = len(sweep.evidence.finalists)
+        options["seeds"] = max(len(finalist.losses) for finalist in sweep.evidence.finalists)
     if recipe:
+        options["data"] = (recipe.provenance or {}).get("data")
         shape = ("width", "depth", "head_dim", "context", "vocab_size")
         options |= {name: getattr(recipe.proxy, name) for name in shape}
         options |= {name: getattr(recipe.horizon, name) for name in ("tokens", "batch_tokens")}

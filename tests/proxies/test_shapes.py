@@ -1,0 +1,415 @@
+"""The parameter table: every entry of the GPT's, other people's modules, mup's own count, and the groups."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mup
+import pytest
+import torch
+from torch import Tensor, nn
+
+from widthwise.proxies import GPT, GPTConfig, KindSettings, ParameterTable, parameter_groups, parameter_table
+from widthwise.proxies.config import Kind
+from widthwise.proxies.shapes import ParameterEntry
+from widthwise.proxies.validation import ConfigError
+
+Build = Callable[[int], nn.Module]
+
+
+def gpt(**fields: Any) -> Build:
+    return lambda width: GPT(GPTConfig(**{"width": width, "head_dim": 8, "depth": 1, "context": 8, **fields}))
+
+
+def sequential(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
+    )
+
+
+def kinds(table: ParameterTable) -> dict[str, Kind]:
+    return {name: entry.kind for name, entry in table.items()}
+
+
+def refuses(message: str) -> pytest.RaisesExc[ConfigError]:
+    return pytest.raises(ConfigError, match=f"^{re.escape(message)}$")
+
+
+# The GPT
+
+MATRICES = [
+    *(f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")),
+    *(f"blocks.0.feed_forward.{name}" for name in ("up", "gate", "down")),
+]
+NORMS = ["blocks.0.attention_norm", "blocks.0.feed_forward_norm", "norm"]
+
+
+def named(modules: list[str], leaf: str, kind: Kind) -> dict[str, Kind]:
+    return {f"{module}.{leaf}": kind for module in modules}
+
+
+PLAIN: dict[str, Kind] = {
+    "embedding.weight": "embedding",
+    "readout.weight": "readout",
+    **named(MATRICES, "weight", "matrix"),
+}
+TIED = {name: kind for name, kind in PLAIN.items() if name != "readout.weight"}
+GAINS, BIASES = named(NORMS, "weight", "gain"), named(MATRICES, "bias", "bias")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, PLAIN),
+        ({"tied": True}, TIED),
+        ({"group_size": 2}, PLAIN),
+        ({"norm_gain": True}, PLAIN | GAINS),
+        ({"bias": True}, PLAIN | BIASES),
+        (
+            {"bias": True, "norm": "layernorm", "norm_gain": True, "tied": True},
+            TIED | BIASES | GAINS | named(NORMS, "bias", "bias"),
+        ),
+    ],
+    ids=["plain", "tied", "grouped queries", "gains", "biases", "everything"],
+)
+@pytest.mark.parametrize("width", [32, 64, 256])
+def test_the_gpts_table(fields: dict[str, Any], expected: dict[str, Kind], width: int) -> None:
+    table = parameter_table(gpt(**fields), width=width, base_width=32)
+    assert (table.width, table.base_width, len(table)) == (width, 32, len(expected))
+    assert dict(table) == {
+        name: ParameterEntry(kind=kind, width_multiplier=width / 32, normalised=kind == "matrix")
+        for name, kind in expected.items()
+    }
+
+
+def test_a_width_below_the_base_has_a_multiplier_below_1() -> None:
+    table = parameter_table(gpt(), width=16, base_width=64)
+    assert {entry.width_multiplier for entry in table.values()} == {0.25}
+
+
+@pytest.mark.parametrize("delta_width", [16, 48, 256])
+def test_the_delta_width_decides_nothing_but_what_grows(delta_width: int) -> None:
+    table = parameter_table(gpt(), width=64, base_width=32, delta_width=delta_width)
+    assert table == parameter_table(gpt(), width=64, base_width=32)
+
+
+def test_it_costs_no_memory_and_draws_no_random_number() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    parameter_table(gpt(), width=2**17, base_width=32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Other people's modules
+
+
+def encoder_layer(width: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(d_model=width, nhead=2, dim_feedforward=4 * width)
+
+
+def convolutions(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3),
+        nn.BatchNorm2d(width),
+        nn.Conv2d(width, 2 * width, 3),
+        nn.GroupNorm(2, 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width, 10),
+    )
+
+
+def fixed_inside(width: int) -> nn.Module:
+    """Have a layer that does not grow, between layers that do."""
+    return nn.Sequential(
+        nn.Embedding(9, width), nn.Linear(width, 4 * width), nn.Linear(4 * width, 7), nn.LayerNorm(7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (
+            sequential,
+            {
+                "0.weight": ("embedding", 8),
+                "0.bias": ("bias", 8),
+                "2.weight": ("matrix", 8),
+                "2.bias": ("bias", 8),
+                "4.weight": ("readout", 8),
+                "4.bias": ("bias", 1),
+            },
+        ),
+        (
+            encoder_layer,
+            {
+                "self_attn.in_proj_weight": ("matrix", 8),
+                "self_attn.in_proj_bias": ("bias", 8),
+                "self_attn.out_proj.weight": ("matrix", 8),
+                "self_attn.out_proj.bias": ("bias", 8),
+                "linear1.weight": ("matrix", 8),
+                "linear1.bias": ("bias", 8),
+                "linear2.weight": ("matrix", 8),
+                "linear2.bias": ("bias", 8),
+                "norm1.weight": ("gain", 8),
+                "norm1.bias": ("bias", 8),
+                "norm2.weight": ("gain", 8),
+                "norm2.bias": ("bias", 8),
+            },
+        ),
+        (
+            convolutions,
+            {
+                "0.weight": ("embedding", 8),
+                "0.bias": ("bias", 8),
+                "1.weight": ("gain", 8),
+                "1.bias": ("bias", 8),
+                "2.weight": ("matrix", 8),
+                "2.bias": ("bias", 8),
+                "3.weight": ("gain", 8),
+                "3.bias": ("bias", 8),
+                "5.weight": ("readout", 8),
+                "5.bias": ("bias", 1),
+            },
+        ),
+        (
+            fixed_inside,
+            {
+                "0.weight": ("embedding", 8),
+                "1.weight": ("matrix", 8),
+                "1.bias": ("bias", 8),
+                "2.weight": ("readout", 8),
+                "2.bias": ("bias", 1),
+                "3.weight": ("gain", 1),
+                "3.bias": ("bias", 1),
+            },
+        ),
+    ],
+    ids=["mlp", "transformer encoder", "convolutions", "a layer that does not grow"],
+)
+def test_modules_of_torch(build: Build, expected: dict[str, tuple[Kind, float]]) -> None:
+    table = parameter_table(build, width=128, base_width=16)
+    assert {name: (entry.kind, entry.width_multiplier) for name, entry in table.items()} == expected
+
+
+@pytest.mark.parametrize("build", [sequential, encoder_layer, convolutions, gpt(bias=True, norm_gain=True)])
+def test_the_multipliers_are_mups_own(build: Build) -> None:
+    model = build(128)
+    mup.set_base_shapes(model, build(16), delta=build(32), rescale_params=False, do_assert=False)
+    infinite = {name: parameter.infshape for name, parameter in model.named_parameters()}
+    table = parameter_table(build, width=128, base_width=16)
+    assert {name: shape.width_mult() for name, shape in infinite.items()} == {
+        name: entry.width_multiplier for name, entry in table.items()
+    }
+    assert {name for name, shape in infinite.items() if shape.ninf() == 2} == {
+        name for name, entry in table.items() if entry.kind == "matrix"
+    }
+
+
+# Overrides
+
+
+class WithPositions(nn.Module):
+    """A matrix, and learned positions that are a bare parameter."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(10, width))
+        self.layer = nn.Linear(width, width)
+
+
+CANNOT_TELL = (
+    "build: cannot tell the kind of parameter 'positions' of shape (10, 64) in WithPositions "
+    "(1 growing dimensions); name it: overrides={'positions': 'embedding'}"
+)
+
+
+def test_a_bare_parameter_of_two_dimensions_must_be_named() -> None:
+    with refuses(CANNOT_TELL):
+        parameter_table(WithPositions, width=64, base_width=16)
+    table = parameter_table(WithPositions, width=64, base_width=16, overrides={"positions": "embedding"})
+    assert table["positions"] == ParameterEntry(kind="embedding", width_multiplier=4.0, normalised=False)
+
+
+def test_a_pattern_names_many_and_the_last_one_wins() -> None:
+    overrides: dict[str, Kind] = {"*.bias": "gain", "4.*": "readout"}
+    found = kinds(parameter_table(sequential, width=64, base_width=16, overrides=overrides))
+    assert found == {
+        "0.weight": "embedding",
+        "0.bias": "gain",
+        "2.weight": "matrix",
+        "2.bias": "gain",
+        "4.weight": "readout",
+        "4.bias": "readout",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"2.wieght": "readout"}, "pattern '2.wieght' matches no parameter; did you mean '2.weight'?"),
+        ({"blocks.*": "readout"}, "pattern 'blocks.*' matches no parameter"),
+        (
+            {"2.weight": "matrx"},
+            "kind must be one of matrix, embedding, readout, gain, bias, got 'matrx'; did you mean 'matrix'?",
+        ),
+        ({"2.*": "readout"}, "must leave a matrix; a model without a matrix kind cannot be scaled"),
+    ],
+)
+def test_overrides_that_cannot_be_meant(overrides: Mapping[str, Any], message: str) -> None:
+    with refuses(f"overrides: {message}"):
+        parameter_table(sequential, width=64, base_width=16, overrides=overrides)
+
+
+# Models that cannot be scaled
+
+
+def three_ways(width: int) -> nn.Module:
+    return nn.Bilinear(width, width, width)
+
+
+def deeper_when_wider(width: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(width // 16)))
+
+
+def a_dimension_more(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(width, width, 3) if width == 64 else nn.Linear(width, width))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda width: sequential(64),
+            "no parameter has two dimensions that grow from width 16 to 32; "
+            "a model without a matrix kind cannot be scaled (does build use its argument?)",
+        ),
+        (
+            lambda width: nn.Linear(width, 3),
+            "no parameter has two dimensions that grow from width 16 to 32; "
+            "a model without a matrix kind cannot be scaled (does build use its argument?)",
+        ),
+        (
+            three_ways,
+            "cannot tell the kind of parameter 'weight' of shape (64, 64, 64) in Bilinear "
+            "(3 growing dimensions); name it: overrides={'weight': 'embedding'}",
+        ),
+        (
+            deeper_when_wider,
+            "must give the same parameters at every width, but '1.bias' is not in both width 16 and 32",
+        ),
+        (
+            a_dimension_more,
+            "'0.weight' must have the same number of dimensions at every width, got (16, 16) and (64, 64, 3)",
+        ),
+    ],
+    ids=["width unused", "no matrix", "three dimensions grow", "names differ", "dimensions differ"],
+)
+def test_models_that_cannot_be_scaled(build: Build, message: str) -> None:
+    with refuses(f"build: {message}"):
+        parameter_table(build, width=64, base_width=16)
+
+
+def test_a_delta_at_the_base_width_shows_nothing() -> None:
+    message = "delta_width: must differ from base_width = 16, or no dimension is seen to grow"
+    with refuses(message):
+        parameter_table(sequential, width=64, base_width=16, delta_width=16)
+
+
+# Groups
+
+
+class Wrapper(nn.Module):
+    """Hold a model the way DDP does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module(*inputs)
+
+
+def settings_for(entry: ParameterEntry) -> KindSettings:
+    decay = 0.5 if entry.kind == "matrix" else 0.0
+    return KindSettings(lr=0.1 / entry.width_multiplier, weight_decay=decay, eps=1e-8)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    # Nothing is run, so that any back end will do: the default's import warns.
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "bare": lambda model: model,
+    "DDP's prefix": Wrapper,
+    "compiled": compiled,
+    "compiled DDP": lambda model: compiled(Wrapper(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_every_parameter_is_in_one_group_of_its_kind_and_multiplier(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = sequential(64)
+    table = parameter_table(sequential, width=64, base_width=16)
+    groups = parameter_groups(wrap(model), table, settings_for, corrected=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {group["name"]: [names[parameter] for parameter in group["params"]] for group in groups}
+    assert found == {
+        "embedding x4": ["0.weight"],
+        "bias x4": ["0.bias", "2.bias"],
+        "matrix x4": ["2.weight"],
+        "readout x4": ["4.weight"],
+        "bias x1": ["4.bias"],
+    }
+    for group in groups:
+        del group["params"]
+    vector = {"lr": 0.025, "max_lr": 0.025, "weight_decay": 0.0, "eps": 1e-8, "corrected": False}
+    assert groups == [
+        {**vector, "name": "embedding x4"},
+        {**vector, "name": "bias x4"},
+        {**vector, "name": "matrix x4", "weight_decay": 0.5, "corrected": True},
+        {**vector, "name": "readout x4"},
+        {**vector, "name": "bias x1", "lr": 0.1, "max_lr": 0.1},
+    ]
+
+
+def test_without_the_correction_no_group_has_it() -> None:
+    table = parameter_table(gpt(), width=64, base_width=16)
+    groups = parameter_groups(gpt()(64), table, settings_for, corrected=False)
+    assert [group["corrected"] for group in groups] == [False] * 3
+
+
+def test_a_models_own_module_named_module_is_no_wrapper() -> None:
+    table = parameter_table(lambda width: Wrapper(sequential(width)), width=64, base_width=16)
+    assert next(iter(table)) == "module.0.weight"
+    groups = parameter_groups(Wrapper(sequential(64)), table, settings_for, corrected=True)
+    assert sum(len(group["params"]) for group in groups) == len(table)
+
+
+def test_a_tied_weight_is_in_one_group() -> None:
+    build = gpt(tied=True)
+    model = build(64)
+    groups = parameter_groups(model, parameter_table(build, 64, 16), settings_for, corrected=True)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert len(parameters) == len(set(parameters)) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = sequential(64)
+    model[0].requires_grad_(False)
+    table = parameter_table(sequential, width=64, base_width=16)
+    groups = parameter_groups(model, table, settings_for, corrected=True)
+    assert [group["name"] for group in groups] == ["matrix x4", "bias x4", "readout x4", "bias x1"]
+
+
+def test_a_table_of_another_model_is_refused() -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    message = (
+        "table: its names must be the model's; only the model has ['6.bias', '6.weight'], "
+        "only the table has ['4.bias', '4.weight']"
+    )
+    other = nn.Sequential(*sequential(64)[:4], nn.ReLU(), nn.ReLU(), nn.Linear(64, 3))
+    with refuses(message):
+        parameter_groups(other, table, settings_for, corrected=True)
