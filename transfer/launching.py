@@ -84,7 +84,8 @@ def launch(
     _require_fitting(plan, options)
     if address is not None:
         require_ray(address)
-    _prepare(plan, out, resume=resume)
+    document = {**plan.document(), "data": absolute_source(options.data), "seed": options.seed}
+    _prepare(plan, document, out, resume=resume)
     if (out / "result.json").exists():
         return read_json(out / "result.json", "a result")
     with following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress):
@@ -101,9 +102,9 @@ def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     tokens.require(plan.model.context, sequences)
 
 
-def _prepare(plan: Plan, out: Path, *, resume: bool) -> None:
+def _prepare(plan: Plan, document: dict[str, Any], out: Path, *, resume: bool) -> None:
     """Write the recipe and the plan into the folder, or compare them with what stands there."""
-    path, document = out / "plan.json", plan.document()
+    path = out / "plan.json"
     if path.exists() and not resume:
         raise ConfigError(
             f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
@@ -111,7 +112,7 @@ def _prepare(plan: Plan, out: Path, *, resume: bool) -> None:
     if resume and not path.exists():
         raise ConfigError(f"out: {out} holds no target run to resume")
     if resume and read_json(path, "a plan") != document:
-        raise ConfigError(f"out: {out} holds the run of another plan; see {path}")
+        raise ConfigError(f"out: {out} holds a run with another plan, data or seed; see {path}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         plan.recipe.save(out / "recipe.json")
@@ -127,6 +128,7 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, address: str | None) -
         from ray import train
         from ray.train.torch import TorchTrainer
 
+        _require_room(ray.cluster_resources().get("CPU", 0), options.workers)
         gpu = int(ray.cluster_resources().get("GPU", 0) >= options.workers)
         cpus = 1 if address is not None else max(1, cores // options.workers)
         scratch = out / ".ray"
@@ -154,6 +156,12 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, address: str | None) -
             raise RunError(f"{_cause(error)}; go on with --resume") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_room(cpus: float, workers: int) -> None:
+    # Ray would wait for more nodes, without a word and without an end.
+    if workers > cpus:
+        raise ConfigError(f"workers: must be <= the cluster's {cpus:g} CPUs, got {workers}")
 
 
 _RUN_OPTIONS = ("seed", "compile", "evaluations", "validation_batches", "checkpoint_every")

@@ -183,21 +183,31 @@ def test_two_workers_share_every_batch_and_learn_what_one_learns(tmp_path: Path)
     for worker in workers:
         output, errors = worker.communicate()
         assert worker.returncode == 0, errors
-        for mine, theirs in zip(alone, json.loads(output), strict=True):
+        printed = json.loads(output)
+        assert printed["sequences per step"] == [2]
+        for mine, theirs in zip(alone, printed["histories"], strict=True):
             for name in ("step", "tokens", "loss", "train_loss", "grad_norm"):
                 expected = [getattr(metrics, name) for metrics in mine]
                 assert [metrics[name] for metrics in theirs] == pytest.approx(expected, abs=1e-5)
 
 
 def worker(rank: str, rendezvous: str) -> None:
-    """Be one of two workers; print the histories."""
+    """Be one of two workers; print the histories, and how many sequences a training step took."""
+    sequences = set()
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
+        if isinstance(module, GPT) and module.training:
+            sequences.add(len(inputs[0]))
+
+    nn.modules.module.register_module_forward_hook(count)
     meeting = f"file://{rendezvous}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=int(rank))
     runs = [
         run(spec("l2, clipped", horizon=horizon(steps=20)), options)
         for options in sharing(rank=int(rank), world_size=2)
     ]
-    print(json.dumps([asdict(result)["history"] for result in runs]))
+    histories = [asdict(result)["history"] for result in runs]
+    print(json.dumps({"histories": histories, "sequences per step": list(sequences)}))
     dist.destroy_process_group()
 
 

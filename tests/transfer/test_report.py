@@ -101,7 +101,7 @@ def train_target(folder: Path, recipe: Recipe, rule: str, data: str) -> None:
     folder.mkdir()
     plan = recipe.at(width=32, rule=rule)
     recipe.save(folder / "recipe.json")
-    (folder / "plan.json").write_text(json.dumps(plan.document()))
+    (folder / "plan.json").write_text(json.dumps(plan.document() | {"data": "python", "seed": 0}))
     spec = RunSpec(
         model=plan.model,
         base_width=recipe.proxy.width,
@@ -245,7 +245,7 @@ def test_a_sweeps_or_a_runs_own_folder_is_reported(demo: Path) -> None:
 
 def test_the_commands_are_those_of_the_files(demo: Path) -> None:
     text = Page(report(demo)).text
-    tail = "--batch-tokens 128 --tokens 1536"
+    tail = "--tokens 1536 --batch-tokens 128 --data python --seed 0"
     assert "widthwise sweep --width 16 --trials 5 --finalists 2 --seeds 2" in text
     for name, rule in (("target", "fan-sqrt"), ("baseline", "sp")):
         command = f"widthwise launch sweep/recipe.json --width 32 --depth 1 --rule {rule} {tail} --out {name}"

@@ -85,8 +85,8 @@ class PlanFile(Line):
     ratios: dict[str, float]
     kinds: dict[str, PlanKind]
     residual_multiplier: float = 1.0
-    width: int | None = None
-    tokens: int | None = None
+    data: str | None = None
+    seed: int | None = None
     model: PlannedModel = PlannedModel()
     horizon: PlannedHorizon = PlannedHorizon()
 

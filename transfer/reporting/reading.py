@@ -68,7 +68,7 @@ class RunFolder:
         """The target's width, where any file says it."""
         if self.result and self.result.width:
             return self.result.width
-        return (self.plan.width or self.plan.model.width) if self.plan else None
+        return self.plan.model.width if self.plan else None
 
     @property
     def status(self) -> str:

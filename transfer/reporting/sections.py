@@ -191,7 +191,7 @@ def _commands(contents: Contents) -> list[Html]:
     places: list[SweepFolder | RunFolder] = [*contents.sweeps, *contents.runs]
     one = [place.name for place in places if place.folder == contents.folder]
     lines.append(shlex.join(["widthwise", "report", *(one[:1] or ["."])]))
-    text = "In an empty folder. What the files do not record, such as a target run's data, is left at its default."
+    text = "In an empty folder; what the files do not record is left at its default."
     return [tag("p", text), tag("pre", "\n".join(lines))]
 
 
@@ -220,10 +220,10 @@ def _launch_command(run: RunFolder, sweeps: list[SweepFolder]) -> str:
     options: dict[str, object] = {"width": run.width}
     if run.plan:
         options |= {"depth": run.plan.model.depth, "rule": run.plan.rule}
-        options |= {"batch_tokens": run.plan.horizon.batch_tokens}
-    # The horizon as planned, not as far as the run came.
-    planned = run.plan and (run.plan.tokens or run.plan.horizon.tokens)
-    options |= {"tokens": planned or run.tokens or None, "out": run.name}
+        # The horizon as planned, not as far as the run came.
+        options |= {name: getattr(run.plan.horizon, name) for name in ("tokens", "batch_tokens")}
+        options |= {"data": run.plan.data, "seed": run.plan.seed}
+    options["out"] = run.name
     recipe = "/".join([*origins[:1], "recipe.json"])
     return _command("launch", options, recipe)
 
