@@ -65,7 +65,8 @@ class Metrics:
     """What a run has come to at one evaluation; losses are nats per token.
 
     `train_loss` is the mean since the last evaluation, `seconds` and `tokens_per_second` count this
-    run's whole time, validation and earlier attempts included.
+    run's whole time, validation and earlier attempts included. `flops` counts the training steps'
+    floating-point operations so far; None where the model has no ``flops_per_token()``.
     """
 
     step: int
@@ -76,17 +77,23 @@ class Metrics:
     lr_factor: float
     seconds: float
     tokens_per_second: float
+    flops: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended; `loss` is the last validation loss, infinite where the run diverged."""
+    """How a run ended; `loss` is the last validation loss, infinite where the run diverged.
+
+    `parameters` counts the model's parameters; `flops` is as in `Metrics`, over the whole run.
+    """
 
     status: Status
     loss: float
     steps: int
     tokens: int
     seconds: float
+    parameters: int
+    flops: float | None
     history: list[Metrics] = field(default_factory=list)
 
 
@@ -214,6 +221,7 @@ class _Run:
             lr_factor=schedule(self.horizon, self.step - 1),
             seconds=self._clock(),
             tokens_per_second=done / self._clock(),
+            flops=self._flops(),
         )
         self.history.append(metrics)
         return metrics
@@ -228,6 +236,8 @@ class _Run:
             steps=self.step,
             tokens=self.step * self.horizon.batch_tokens,
             seconds=self._clock(),
+            parameters=sum(parameter.numel() for parameter in self.bare_model.parameters()),
+            flops=self._flops(),
             history=self.history,
         )
 
@@ -309,6 +319,10 @@ class _Run:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def _flops(self) -> float | None:
+        per_token = getattr(self.bare_model, "flops_per_token", None)
+        return None if per_token is None else per_token() * self.step * self.horizon.batch_tokens
 
     def _clock(self) -> float:
         return self.seconds + time.perf_counter() - self.started

@@ -2,11 +2,20 @@
 
 import importlib.util
 import os
+import signal
 import struct
+import subprocess
+import sys
 import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Found = TypeVar("Found")
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,3 +53,87 @@ def real_shard(corpora: Path, real_text: Path, tmp_path_factory: pytest.TempPath
         path = tmp_path_factory.mktemp("shard") / "pairs.bin"
         path.write_bytes(struct.pack("<256i", 20240520, 1, len(text) // 2, *[0] * 253) + text)
     return path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command in a session of its own, to which every process that comes of it belongs."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+
+    def until(self, look: Callable[[], Found], *, seconds: float = 90) -> Found:
+        """Wait until `look` finds something, and return it; the command must go on meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not (found := look()):
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.err.read_text()}"
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain: {self.err.read_text()}"
+            time.sleep(0.01)
+        return found
+
+    def finish(self, *, seconds: float = 120) -> tuple[int, str, str]:
+        """Wait for the end; return the exit status, standard output and standard error."""
+        status = self.process.wait(seconds)
+        return status, self.out.read_text(), self.err.read_text()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: a terminal signals the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the command itself, and wait until the processes that it started have noticed."""
+        self.process.kill()
+        self.process.wait()
+        self.require_gone()
+
+    def processes(self) -> dict[int, str]:
+        """Return the session's living processes: the command lines by process id."""
+        alive = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                # After the name, which may hold blanks: state, parent, group, session.
+                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    alive[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return alive
+
+    def require_gone(self, *, seconds: float = 30) -> None:
+        """Wait until no process of the session is left."""
+        deadline = time.monotonic() + seconds
+        while alive := self.processes():
+            assert time.monotonic() < deadline, f"left behind: {alive}"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Return a function that starts ``widthwise ARGUMENT…``, or Python with ``script=``, in the background.
+
+    The home folder does not exist, the working folder is `tmp_path`.
+    """
+    started: list[Running] = []
+
+    def begin(*arguments: object, script: str | None = None) -> Running:
+        command = [sys.executable, "-c", script or "from widthwise.transfer.cli import main; main()"]
+        paths = [tmp_path / f"{name}.{len(started)}" for name in ("out", "err")]
+        with paths[0].open("wb") as out, paths[1].open("wb") as err:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                cwd=tmp_path,
+                env={**os.environ, "HOME": str(tmp_path / "no-home")},
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        started.append(Running(process, *paths))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        for pid in [*running.processes(), running.process.pid]:
+            if running.process.poll() is None or pid != running.process.pid:
+                os.kill(pid, signal.SIGKILL)
+        running.process.wait()

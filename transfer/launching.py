@@ -12,15 +12,17 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import read_json, write_atomic, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.training import Metrics
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, Record, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
 from widthwise.transfer.plan import Plan
@@ -29,8 +31,7 @@ from widthwise.transfer.plan import Plan
 RETRIES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
+class LaunchOptions(Record):
     """How a target run is carried out.
 
     Attributes:
@@ -44,11 +45,11 @@ class LaunchOptions:
     """
 
     data: str = "python"
-    seed: int = 0
-    workers: int = 1
-    checkpoint_every: int | None = None
-    evaluations: int = 10
-    validation_batches: int = 8
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+    evaluations: int = Field(10, ge=1)
+    validation_batches: int = Field(8, ge=1)
     compile: bool = False
 
 
@@ -73,7 +74,8 @@ def launch(
 
     Returns:
         What ``result.json`` holds: ``status`` (``completed`` or ``diverged``), ``loss`` (validation, nats
-        per token, None where it diverged), ``steps``, ``tokens``, ``seconds``, ``rule``, ``width``.
+        per token, None where it diverged), ``steps``, ``tokens``, ``seconds``, ``parameters``, ``flops``
+        (of the training steps), ``rule``, ``width``.
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
@@ -96,7 +98,7 @@ def launch(
 def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
     sequences = plan.horizon.sequences(plan.model.context)
-    if options.workers < 1 or sequences % options.workers:
+    if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
@@ -219,8 +221,11 @@ def train_worker(config: dict[str, Any]) -> None:
     result = run(RunSpec.model_validate_json(config["spec"]), options, on_metrics)
     if rank == 0:
         loss = result.loss if math.isfinite(result.loss) else None
-        ending = {"status": result.status, "loss": loss, "steps": result.steps, "tokens": result.tokens}
-        write_json(out / "result.json", {**ending, "seconds": result.seconds, **config["outcome"]})
+        ending = {name: getattr(result, name) for name in _ENDING}
+        write_json(out / "result.json", {**ending, "loss": loss, **config["outcome"]})
+
+
+_ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")
 
 
 class MetricsFile:

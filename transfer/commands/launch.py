@@ -57,14 +57,8 @@ class Launch:
             tokens=self.tokens,
             rule=self.rule,
         )
-        options = LaunchOptions(
-            data=self.data,
-            seed=self.seed,
-            workers=self.workers,
-            checkpoint_every=self.checkpoint_every,
-            evaluations=self.evaluations,
-            compile=self.compile,
-        )
+        names = ("data", "seed", "workers", "checkpoint_every", "evaluations", "compile")
+        options = LaunchOptions.parse({name: getattr(self, name) for name in names})
         try:
             result = launch(plan, self.out, options, resume=self.resume, address=self.address)
         except KeyboardInterrupt:
