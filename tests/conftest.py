@@ -67,7 +67,9 @@ class Running:
         """Wait until `look` finds something, and return it; the command must go on meanwhile."""
         deadline = time.monotonic() + seconds
         while not (found := look()):
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.err.read_text()}"
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode}: {self.err.read_text()}"
+            )
             assert time.monotonic() < deadline, f"waited {seconds} s in vain: {self.err.read_text()}"
             time.sleep(0.01)
         return found
