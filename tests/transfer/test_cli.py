@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.transfer import Recipe, cli, rules
 
 
@@ -169,7 +169,8 @@ def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) 
     ("error", "status", "line"),
     [
         (ConfigError("lr: must be > 0, got 0"), 2, "widthwise: error: lr: must be > 0, got 0\n"),
-        (ValueError("two\n  lines"), 2, "widthwise: error: two lines\n"),
+        (ConfigError("two\n  lines"), 2, "widthwise: error: two lines\n"),
+        (RunError("the workers died"), 1, "widthwise: failed: the workers died\n"),
         (KeyboardInterrupt(), 130, "widthwise: error: interrupted\n"),
     ],
 )
