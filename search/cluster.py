@@ -66,11 +66,11 @@ def require_ray(address: str) -> None:
 
 def _require_listener(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"address: must be host:port or 'auto', got {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"address: no Ray answers at {address!r} ({error})") from None
 
 

@@ -7,6 +7,7 @@ that a sweep killed at any moment goes on where it was. Ray Tune only executes (
 import fcntl
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,14 +54,13 @@ class Ledger:
         require_folder(out, resume=resume)
         self._lock = _locked(out)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{out / 'study.db'}",
-            study_name=STUDY,
-            direction="minimize",
-            load_if_exists=True,
-            pruner=_pruner(config),
-        )
-        self._agree(config)
+        try:
+            self.study = _loaded(out) if resume else _created(out)
+            self._agree(config)
+        except BaseException:
+            self.close()
+            raise
+        self.study.pruner = _pruner(config)
         self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
         self.write_records()
 
@@ -81,9 +81,9 @@ class Ledger:
             return self._adopt(self._orphans.pop(0))
         if self._trials(TrialState.WAITING):
             return self._ask()
-        proposed = len(self._proposed())
-        if proposed < self.config.trials:
-            return self._ask(proposed)
+        place = len(self._proposed())
+        if place < self.config.trials:
+            return self._ask(place)
         if self._trials(TrialState.RUNNING):
             return "wait"
         missing = self._missing_confirmations()
@@ -126,7 +126,7 @@ class Ledger:
         return self.config.prune and "confirms" not in trial.user_attrs and trial.should_prune()
 
     def finish(self, number: int, status: Status, outcome: Mapping[str, Any]) -> None:
-        """Close a trial: pruned if stopped, infinitely bad if diverged, neither if it failed."""
+        """Close a trial and remove its checkpoint: pruned if stopped, infinitely bad if diverged, or failed."""
         trial = self.live.pop(number)
         trial.set_user_attr("status", status)
         for name in ("tokens", "seconds", "error"):
@@ -139,6 +139,8 @@ class Ledger:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, math.inf if status == "diverged" else outcome["loss"])
+        # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
+        shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
 
     def records(self) -> list[dict[str, Any]]:
@@ -156,8 +158,10 @@ class Ledger:
         return [trial for _, _, trial in sorted(scored)[: self.config.finalists]]
 
     def confirmations(self, number: int) -> list[FrozenTrial]:
-        """Return the trials that try proposal `number` again with other seeds."""
-        return [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("confirms") == number]
+        """Return the trials that try proposal `number` again with other seeds; failed ones are made up for."""
+        trials = self.study.get_trials(deepcopy=False)
+        confirming = [trial for trial in trials if trial.user_attrs.get("confirms") == number]
+        return [trial for trial in confirming if trial.state != TrialState.FAIL]
 
     def write_records(self) -> None:
         """Write ``trials.jsonl`` anew from the study: each finished trial stands in it exactly once."""
@@ -185,16 +189,18 @@ class Ledger:
     def _main(self) -> list[FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if "confirms" not in t.user_attrs]
 
-    def _ask(self, index: int = 0) -> Trial:
+    def _ask(self, place: int = 0) -> Trial:
         # A sampler for each proposal, seeded by its place: what is proposed does not depend on restarts.
-        self.study.sampler = _sampler(self.config, index)
+        self.study.sampler = _sampler(self.config, place)
         trial = self.study.ask()
         self.live[trial.number] = trial
         return trial
 
     def _adopt(self, number: int) -> Trial:
         frozen = self.study.get_trials(deepcopy=False)[number]
-        self.study.sampler = _sampler(self.config, number)
+        # It may have died before its settings were drawn.
+        place = sum(trial.number < number for trial in self._proposed())
+        self.study.sampler = _sampler(self.config, place)
         self.live[number] = Trial(self.study, frozen._trial_id)
         return self.live[number]
 
@@ -255,14 +261,25 @@ def stored_config(out: Path) -> SweepConfig:
         ConfigError: where there is none, or the study cannot be read.
     """
     require_folder(out, resume=True)
+    return SweepConfig.parse(_loaded(out).user_attrs["config"], where=str(out / "study.db"))
+
+
+def _created(out: Path) -> optuna.Study:
+    return optuna.create_study(storage=_storage(out), study_name=STUDY, direction="minimize")
+
+
+def _loaded(out: Path) -> optuna.Study:
     try:
-        study = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name=STUDY)
-        return SweepConfig.parse(study.user_attrs["config"], where=str(out / "study.db"))
-    except ConfigError:
-        raise
+        study = optuna.load_study(storage=_storage(out), study_name=STUDY)
+        study.user_attrs["config"]
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"out: {out / 'study.db'} cannot be read as a sweep's study ({reason})") from error
+    return study
+
+
+def _storage(out: Path) -> str:
+    return f"sqlite:///{out / 'study.db'}"
 
 
 def _locked(out: Path) -> IO[str]:
@@ -280,8 +297,8 @@ def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
 
 
-def _sampler(config: SweepConfig, index: int) -> optuna.samplers.BaseSampler:
-    seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
+def _sampler(config: SweepConfig, place: int) -> optuna.samplers.BaseSampler:
+    seed = int(np.random.SeedSequence((config.seed, place)).generate_state(1)[0])
     startup = min(10, max(4, config.trials // 3))
     with warnings.catch_warnings():
         # `group` handles a coefficient that is drawn only on one arm; it is marked experimental.

@@ -26,7 +26,6 @@ def trainable(config: Mapping[str, Any]) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         tune.report({"status": "failed", "error": reason})
         return
-    checkpoint.unlink(missing_ok=True)
     outcome = {"status": result.status, "loss": result.loss, "step": result.steps}
     tune.report({**outcome, "tokens": result.tokens, "seconds": result.seconds})
 

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -84,10 +85,11 @@ class Running:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill the command itself, and wait until the processes that it started have noticed."""
+        """Kill the command itself, and wait until its workers have noticed."""
         self.process.kill()
         self.process.wait()
-        self.require_gone()
+        # Two idle helpers of Ray's look for their killed cluster for a minute before they leave.
+        self.require_gone(but="Agent")
 
     def processes(self) -> dict[int, str]:
         """Return the session's living processes: the command lines by process id."""
@@ -102,30 +104,31 @@ class Running:
                 continue
         return alive
 
-    def require_gone(self, *, seconds: float = 30) -> None:
-        """Wait until no process of the session is left."""
+    def require_gone(self, *, but: str | None = None, seconds: float = 30) -> None:
+        """Wait until no process of the session is left, but those with `but` in their names."""
         deadline = time.monotonic() + seconds
-        while alive := self.processes():
+        while alive := [name for name in self.processes().values() if not but or but not in name]:
             assert time.monotonic() < deadline, f"left behind: {alive}"
             time.sleep(0.05)
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
     """Return a function that starts ``widthwise ARGUMENT…``, or Python with ``script=``, in the background.
 
-    The home folder does not exist, the working folder is `tmp_path`.
+    The home folder does not exist; the working folder is an empty one of the module's.
     """
     started: list[Running] = []
+    folder = tmp_path_factory.mktemp("started")
 
     def begin(*arguments: object, script: str | None = None) -> Running:
         command = [sys.executable, "-c", script or "from widthwise.transfer.cli import main; main()"]
-        paths = [tmp_path / f"{name}.{len(started)}" for name in ("out", "err")]
+        paths = [folder / f"{name}.{len(started)}" for name in ("out", "err")]
         with paths[0].open("wb") as out, paths[1].open("wb") as err:
             process = subprocess.Popen(
                 [*command, *map(str, arguments)],
-                cwd=tmp_path,
-                env={**os.environ, "HOME": str(tmp_path / "no-home")},
+                cwd=folder,
+                env={**os.environ, "HOME": str(folder / "home")},
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -135,7 +138,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
     yield begin
     for running in started:
-        for pid in [*running.processes(), running.process.pid]:
-            if running.process.poll() is None or pid != running.process.pid:
+        for pid in running.processes():
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         running.process.wait()

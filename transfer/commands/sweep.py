@@ -96,7 +96,8 @@ class Sweep:
         fields = stored_config(self.out).model_dump() if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
-        if "vocab_size" not in fields.get("model", {}):
+        model = fields.get("model", {})
+        if isinstance(model, Mapping) and "vocab_size" not in model:
             vocabulary = open_tokens(fields.get("data", "python")).vocab_size
             fields = merged(fields, {"model": {"vocab_size": vocabulary}})
         return SweepConfig.parse(fields)

@@ -1,0 +1,434 @@
+"""The sweep's books, driven by hand over a real study: what comes next, whatever was killed before."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import Trial, TrialState
+
+from widthwise.proxies import GPTConfig
+from widthwise.proxies.config import Horizon, Hyperparameters
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search import SearchSpace, SweepConfig, sweep
+from widthwise.search.ledger import MAX_FAILURES, Ledger, stored_config
+
+STEPS = 60
+
+
+def configured(**fields: Any) -> SweepConfig:
+    defaults = {
+        "model": GPTConfig(width=32, context=64),
+        "horizon": Horizon(batch_tokens=1024, tokens=1024 * STEPS),
+        "trials": 6,
+        "finalists": 2,
+        "seeds": 3,
+        "seed": 5,
+    }
+    return SweepConfig(**(defaults | fields))
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
+    """Return a function that opens a ledger, in `tmp_path` if not told otherwise; all are closed at the end."""
+    ledgers: list[Ledger] = []
+
+    def open_ledger(out: Path = tmp_path / "sweep", *, resume: bool = False, **fields: Any) -> Ledger:
+        ledgers.append(Ledger(configured(**fields), out, resume=resume))
+        return ledgers[-1]
+
+    yield open_ledger
+    for ledger in ledgers:
+        ledger.close()
+
+
+def made_up_loss(tried: Hyperparameters) -> float:
+    return 2 + math.log(tried.lr / 0.03) ** 2 + 0.01 * math.log(tried.weight_decay) ** 2
+
+
+def begin(ledger: Ledger) -> tuple[int, Hyperparameters]:
+    """Take the next trial and draw its settings, as a worker's start does."""
+    trial = ledger.next()
+    assert isinstance(trial, Trial)
+    return trial.number, ledger.hyperparameters(trial)
+
+
+def complete(ledger: Ledger, number: int, tried: Hyperparameters) -> None:
+    ledger.finish(number, "completed", {"loss": made_up_loss(tried), "tokens": 61440, "seconds": 1.5})
+
+
+def play(ledger: Ledger, count: int) -> list[dict[str, Any]]:
+    """Run the next `count` trials to their ends; return what each tried."""
+    tried = []
+    for _ in range(count):
+        number, hyperparameters = begin(ledger)
+        complete(ledger, number, hyperparameters)
+        tried.append({"number": number, **hyperparameters.model_dump()})
+    return tried
+
+
+def states(ledger: Ledger) -> list[TrialState]:
+    return [trial.state for trial in ledger.study.get_trials()]
+
+
+def test_proposals_come_first_then_the_finalists_with_other_seeds(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    assert ledger.total == 6 + 2 * 2
+    play(ledger, 5)
+    last, tried = begin(ledger)
+    assert ledger.next() == "wait"
+    complete(ledger, last, tried)
+    proposals = ledger.records()
+    best, second = sorted(proposals, key=lambda record: record["loss"])[:2]
+    assert [trial.number for trial in ledger.finalists()] == [best["number"], second["number"]]
+    assert not ledger.is_finished()
+    play(ledger, 4)
+    assert ledger.next() == "finished"
+    assert ledger.is_finished()
+
+    records = ledger.records()
+    assert [record["number"] for record in records] == list(range(10))
+    assert [record["seed"] for record in records] == [5] * 6 + [6, 7, 6, 7]
+    confirmed = [best["number"]] * 2 + [second["number"]] * 2
+    assert [record["confirms"] for record in records] == [None] * 6 + confirmed
+    for record in records[6:]:
+        assert record["hyperparameters"] == records[record["confirms"]]["hyperparameters"]
+    assert [trial.number for trial in ledger.confirmations(best["number"])] == [6, 7]
+    assert [trial.number for trial in ledger.finalists()] == [best["number"], second["number"]]
+
+
+def test_the_study_is_optunas_and_its_best_value_is_the_best_record(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    play(ledger, 10)
+    study = optuna.load_study(storage=f"sqlite:///{ledger.out / 'study.db'}", study_name="widthwise")
+    assert study.best_value == min(record["loss"] for record in ledger.records())
+    assert stored_config(ledger.out) == ledger.config
+
+
+def test_trials_jsonl_says_how_every_trial_ended(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(space=SearchSpace(decay=("huber",)), trials=8)
+    running = [begin(ledger) for _ in range(5)]
+    numbers = [number for number, _ in running]
+    ledger.report(0, 30, 3.5)
+    ledger.finish(0, "completed", {"loss": 3.25, "tokens": 61440, "seconds": 1.5})
+    ledger.report(1, 30, 4.5)
+    ledger.finish(1, "stopped", {"loss": 4.5, "tokens": 30720, "seconds": 0.75})
+    ledger.finish(2, "diverged", {"loss": math.inf, "tokens": 20480, "seconds": 0.5})
+    ledger.finish(3, "failed", {"error": "OSError: no space left"})
+
+    assert numbers == [0, 1, 2, 3, 4]
+    ended = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL]
+    assert states(ledger) == [*ended, TrialState.RUNNING]
+    assert ledger.study.get_trials()[2].value == math.inf
+    lines = [json.loads(line) for line in (ledger.out / "trials.jsonl").read_text().splitlines()]
+    assert lines == ledger.records()
+    common = {"width": 32, "seed": 5, "confirms": None}
+    outcomes = [
+        {"status": "completed", "loss": 3.25, "tokens": 61440, "seconds": 1.5, "error": None},
+        {"status": "stopped", "loss": 4.5, "tokens": 30720, "seconds": 0.75, "error": None},
+        {"status": "diverged", "loss": None, "tokens": 20480, "seconds": 0.5, "error": None},
+        {"status": "failed", "loss": None, "tokens": 0, "seconds": 0.0, "error": "OSError: no space left"},
+    ]
+    curves = [[[30, 3.5]], [[30, 4.5]], [], []]
+    assert lines == [
+        {
+            "number": number,
+            "hyperparameters": tried.model_dump(include={"lr", "weight_decay", "decay", "huber_c"}),
+            **common,
+            **outcome,
+            "curve": curve,
+        }
+        for (number, tried), outcome, curve in zip(running, outcomes, curves, strict=False)
+    ]
+    # Diverged and stopped ones are no finalists.
+    assert [trial.number for trial in ledger.finalists()] == [0]
+
+
+@pytest.mark.parametrize("finished", [0, 5, 8])
+def test_a_reopened_sweep_goes_on_as_if_it_had_never_stopped(
+    opened: Callable[..., Ledger], tmp_path: Path, finished: int
+) -> None:
+    undisturbed = play(opened(tmp_path / "undisturbed"), 10)
+
+    first = opened()
+    tried = play(first, finished)
+    number, hyperparameters = begin(first)
+    folder = first.folder(number)
+    first.close()
+
+    second = opened(resume=True)
+    assert states(second)[number] == TrialState.RUNNING
+    again, drawn = begin(second)
+    assert (again, drawn, second.folder(again)) == (number, hyperparameters, folder)
+    complete(second, again, drawn)
+    tried.append({"number": again, **drawn.model_dump()})
+    tried += play(second, 9 - finished)
+    assert tried == undisturbed
+    assert second.is_finished()
+    assert [record["number"] for record in second.records()] == list(range(10))
+
+
+def test_a_trial_killed_before_its_settings_were_drawn_draws_the_same(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    undisturbed = play(opened(tmp_path / "undisturbed"), 6)
+    first = opened()
+    assert play(first, 4) == undisturbed[:4]
+    first.next()
+    first.close()
+    assert play(opened(resume=True), 2) == undisturbed[4:]
+
+
+def test_several_interrupted_trials_are_handed_out_in_their_order(opened: Callable[..., Ledger]) -> None:
+    first = opened()
+    running = [begin(first) for _ in range(3)]
+    complete(first, *running[1])
+    first.close()
+    second = opened(resume=True)
+    assert [begin(second) for _ in range(2)] == [running[0], running[2]]
+    assert begin(second)[0] == 3
+
+
+def test_a_failed_trial_is_made_up_for_from_the_same_place(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    undisturbed = play(opened(tmp_path / "undisturbed"), 6)
+    ledger = opened()
+    play(ledger, 2)
+    number, _ = begin(ledger)
+    ledger.finish(number, "failed", {"error": "the worker died"})
+    # The one that makes up for it is interrupted itself, before its settings are drawn.
+    ledger.next()
+    ledger.close()
+    later = play(opened(resume=True), 4)
+    assert [{**tried, "number": tried["number"] - 1} for tried in later] == undisturbed[2:]
+
+
+def test_a_failed_confirmation_is_made_up_for(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(finalists=1, seeds=2)
+    play(ledger, 6)
+    number, _ = begin(ledger)
+    ledger.finish(number, "failed", {"error": "the worker died"})
+    assert not ledger.is_finished()
+    play(ledger, 1)
+    assert ledger.is_finished()
+    best = ledger.finalists()[0].number
+    assert [(trial.number, ledger.seed(trial)) for trial in ledger.confirmations(best)] == [(7, 6)]
+
+
+def test_too_many_failures_end_the_session_and_a_resumed_one_tries_again(
+    opened: Callable[..., Ledger],
+) -> None:
+    ledger = opened()
+    for index in range(MAX_FAILURES):
+        number, _ = begin(ledger)
+        ledger.finish(number, "failed", {"error": f"reason {index}"})
+    assert ledger.failures == ["reason 0", "reason 1", "reason 2"]
+    assert ledger.next() == "finished"
+    assert not ledger.is_finished()
+    ledger.close()
+    again = opened(resume=True)
+    play(again, 10)
+    assert again.is_finished()
+    assert len(again.records()) == 10 + MAX_FAILURES
+
+
+def test_a_sweep_killed_while_it_enqueued_confirmations_enqueues_each_once(
+    opened: Callable[..., Ledger],
+) -> None:
+    first = opened()
+    play(first, 6)
+    best = first.finalists()[0]
+    first.study.enqueue_trial(best.params, user_attrs={"confirms": best.number, "seed": 6})
+    first.close()
+    second = opened(resume=True)
+    play(second, 4)
+    assert second.next() == "finished"
+    confirmed = {trial.number: second.confirmations(trial.number) for trial in second.finalists()}
+    assert {number: [second.seed(one) for one in tried] for number, tried in confirmed.items()} == {
+        number: [6, 7] for number in confirmed
+    }
+
+
+def test_a_single_seed_confirms_nothing(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(seeds=1)
+    assert ledger.total == 6
+    play(ledger, 6)
+    assert ledger.next() == "finished"
+
+
+def test_a_resumed_sweep_may_have_more_trials_and_seeds(opened: Callable[..., Ledger]) -> None:
+    first = opened()
+    play(first, 10)
+    first.close()
+    larger = opened(resume=True, trials=8, finalists=1, seeds=4, concurrency=3)
+    play(larger, 2)
+    best = larger.finalists()[0].number
+    play(larger, 4 - 1 - len(larger.confirmations(best)))
+    assert larger.is_finished()
+    assert stored_config(larger.out).trials == 8
+
+
+def test_trials_that_fall_behind_are_stopped(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(seeds=2, finalists=1)
+    good, tried = begin(ledger)
+    # A third of the way is the first rung, the next is twice as far.
+    assert [ledger.report(good, step, 3 - step / STEPS) for step in (10, 20, 40, 60)] == [False] * 4
+    complete(ledger, good, tried)
+    bad, _ = begin(ledger)
+    assert not ledger.report(bad, 10, 9.0)
+    assert not ledger.report(bad, 20, math.nan)
+    assert ledger.report(bad, 21, 9.0)
+    # A repeated report, of a worker that was started again, is not an event.
+    assert not ledger.report(bad, 21, 9.0)
+    ledger.finish(bad, "stopped", {"loss": 9.0, "tokens": 21504, "seconds": 0.5})
+    play(ledger, 4)
+    confirmation, _ = begin(ledger)
+    assert not any(ledger.report(confirmation, step, 9.0) for step in (20, 40, 60))
+
+
+def test_without_pruning_nothing_is_stopped(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(prune=False)
+    good, tried = begin(ledger)
+    ledger.report(good, 20, 2.0)
+    complete(ledger, good, tried)
+    bad, _ = begin(ledger)
+    assert not any(ledger.report(bad, step, 9.0) for step in (20, 40, 60))
+
+
+def test_the_rungs_survive_a_restart(opened: Callable[..., Ledger]) -> None:
+    first = opened()
+    good, _ = begin(first)
+    first.report(good, 20, 2.0)
+    first.close()
+    second = opened(resume=True)
+    begin(second)
+    bad, _ = begin(second)
+    assert second.report(bad, 20, 9.0)
+
+
+def test_a_folder_with_a_sweep_is_not_swept_again(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    opened().close()
+    before = sorted((tmp_path / "sweep").iterdir())
+    with pytest.raises(ConfigError) as caught:
+        opened()
+    assert str(caught.value) == (
+        f"out: {tmp_path / 'sweep'} holds a sweep already; add --resume to go on with it, or name another folder"
+    )
+    assert sorted((tmp_path / "sweep").iterdir()) == before
+
+
+def test_an_empty_folder_cannot_be_resumed(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path, resume=True)
+    assert str(caught.value) == f"out: {tmp_path} holds no sweep to resume"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "stored", "given"),
+    [
+        ("seed", {"seed": 6}, 5, 6),
+        ("data", {"data": "text"}, "python", "text"),
+        ("betas", {"betas": (0.9, 0.99)}, [0.9, 0.95], [0.9, 0.99]),
+        ("prune", {"prune": False}, True, False),
+    ],
+)
+def test_a_resumed_sweep_must_be_the_one_that_was_started(
+    opened: Callable[..., Ledger], tmp_path: Path, name: str, fields: dict[str, Any], stored: Any, given: Any
+) -> None:
+    opened().close()
+    with pytest.raises(ConfigError) as caught:
+        opened(resume=True, **fields)
+    rule = f"{name}: must be as the sweep in {tmp_path / 'sweep'} was started, {stored}"
+    assert str(caught.value) == f"{rule}, got {given}"
+    # The refused one has let go of the folder.
+    opened(resume=True)
+
+
+def test_a_folder_in_use_is_refused_to_other_processes_too(
+    opened: Callable[..., Ledger], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    opened()
+    message = f"out: {out} is in use by another sweep that is still running"
+    with pytest.raises(ConfigError) as caught:
+        opened(resume=True)
+    assert str(caught.value) == message
+    assert start("sweep", "--resume", "--out", out).finish() == (2, "", f"widthwise: error: {message}\n")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "sweep"
+    with pytest.raises(ConfigError) as caught:
+        opened(out)
+    assert str(caught.value) == f"out: {out} cannot be written (Not a directory)"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def test_a_study_that_cannot_be_read_is_one_line(
+    opened: Callable[..., Ledger], tmp_path: Path, content: bytes
+) -> None:
+    opened().close()
+    path = tmp_path / "sweep" / "study.db"
+    path.write_bytes(content)
+    for attempt in (lambda: opened(resume=True), lambda: stored_config(tmp_path / "sweep")):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        message = str(caught.value)
+        assert message.startswith(f"out: {path} cannot be read as a sweep's study (")
+        assert "\n" not in message
+
+
+def test_plain_adamw_is_an_arm_of_its_own_without_a_coefficient(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(space=SearchSpace(decay=("l2",)))
+    _, tried = begin(ledger)
+    assert (tried.decay, tried.huber_c) == ("l2", None)
+    assert "huber_c" not in ledger.study.get_trials()[0].params
+
+
+def test_what_is_not_searched_is_the_configurations(opened: Callable[..., Ledger]) -> None:
+    fixed = {"betas": (0.8, 0.9), "eps": 1e-6, "threshold": "ema", "corrected": False, "clip_norm": None}
+    _, tried = begin(opened(**fixed))
+    assert tried.model_dump(include=set(fixed)) == fixed
+
+
+def test_a_finished_sweep_needs_no_ray(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    play(ledger, 10)
+    ledger.close()
+    result = sweep(configured(), ledger.out, resume=True)
+    assert result.finished
+    assert result.records == ledger.records()
+    best = min(result.finalists, key=lambda finalist: finalist.mean)
+    assert (result.best, list(best.losses), best.spread) == (best, [5, 6, 7], 0.0)
+
+
+def test_a_sweep_in_which_all_diverged_has_no_result(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    for _ in range(6):
+        ledger.finish(begin(ledger)[0], "diverged", {"tokens": 1024, "seconds": 0.5})
+    assert ledger.is_finished()
+    ledger.close()
+    with pytest.raises(RunError) as caught:
+        sweep(configured(), ledger.out, resume=True)
+    assert str(caught.value) == (
+        "no trial completed with every seed: all diverged; lower the bounds of space.lr"
+    )
+
+
+def test_a_finalist_that_diverges_with_another_seed_is_none(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(seeds=2)
+    play(ledger, 6)
+    best, second = ledger.finalists()
+    ledger.finish(begin(ledger)[0], "diverged", {"tokens": 1024, "seconds": 0.5})
+    play(ledger, 1)
+    ledger.close()
+    result = sweep(configured(seeds=2), ledger.out, resume=True)
+    assert [finalist.number for finalist in result.finalists] == [second.number, best.number]
+    last = result.finalists[1].as_json()
+    assert (last["losses"], last["mean"], last["spread"]) == ({"5": best.value, "6": None}, None, None)

@@ -1,0 +1,255 @@
+"""Sweeps of the real program on a real Ray: quiet, local, repeatable, and killed in every way."""
+
+import ipaddress
+import json
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from widthwise.proxies.config import Hyperparameters
+from widthwise.proxies.files import replacing
+from widthwise.transfer import Recipe, cli
+
+pytestmark = pytest.mark.ray
+
+SMALL = "--width 32 --context 64 --tokens 51200 --batch-tokens 1024 --trials 6 --seeds 3 --finalists 1"
+
+
+def sweep_of(text: Path) -> list[object]:
+    return ["sweep", *SMALL.split(), "--concurrency", 1, "--data", text]
+
+
+def trials(out: Path) -> list[optuna.trial.FrozenTrial]:
+    if not (out / "trials.jsonl").exists():
+        return []
+    study = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name="widthwise")
+    return study.get_trials()
+
+
+def is_halfway(out: Path, number: int) -> Callable[[], bool]:
+    """Return whether the driver has heard of the trial's first evaluation, and a checkpoint lies there."""
+
+    def look() -> bool:
+        known = trials(out)
+        return len(known) > number and bool(known[number].intermediate_values)
+
+    return look
+
+
+def set_clock(out: Path, number: int, seconds: float) -> int:
+    """Change the time that a checkpoint says its run took; return its step."""
+    path = out / "trials" / f"trial_{number:04d}" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    with replacing(path) as file:
+        torch.save({**state, "seconds": seconds}, file)
+    return int(state["step"])
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+
+
+def outcomes(out: Path) -> list[dict[str, Any]]:
+    """Return the trials without what depends on the machine's speed, and without their curves."""
+    return [
+        {name: value for name, value in record.items() if name not in ("seconds", "curve")}
+        for record in records(out)
+    ]
+
+
+def listening(pids: dict[int, str]) -> set[str]:
+    """Return the addresses on which the processes listen."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+            except FileNotFoundError:
+                continue
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state, inode = (line.split()[index] for index in (1, 3, 9))
+            if state == "0A" and inode in inodes:
+                words = bytes.fromhex(local.partition(":")[0])
+                packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                address = ipaddress.ip_address(packed)
+                addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
+    return addresses
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a sweep that nothing disturbed, having looked at what it said and left behind."""
+    out = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    running = start(*sweep_of(real_text), "--out", out, "--json")
+    running.until(is_halfway(out, 0))
+    assert listening(running.processes()) == {"127.0.0.1"}
+    status, printed, said = running.finish()
+    assert status == 0, said
+    running.require_gone()
+    # The working folder and the home folder are as they were.
+    assert {path.suffix for path in running.out.parent.iterdir()} == {".0"}
+    recipe = Recipe.parse(json.loads(printed)["recipe"])
+    assert (json.loads(printed)["out"], recipe) == (str(out), Recipe.load(out / "recipe.json"))
+    assert said.splitlines() == [
+        f"trial {one['number']} {one['status']}, loss {one['loss']:.4f}" for one in records(out)
+    ]
+    return out
+
+
+def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
+    assert sorted(path.name for path in undisturbed.iterdir()) == [
+        ".lock",
+        "recipe.json",
+        "study.db",
+        "trials",
+        "trials.jsonl",
+    ]
+    assert list((undisturbed / "trials").iterdir()) == []
+    found = records(undisturbed)
+    completed = [one for one in found if one["status"] == "completed"]
+    assert [one["number"] for one in found] == list(range(8))
+    assert all(one["tokens"] == 51200 and len(one["curve"]) == 8 for one in completed)
+    assert all(one["tokens"] < 51200 for one in found if one["status"] == "stopped")
+
+    recipe = Recipe.load(undisturbed / "recipe.json")
+    evidence, provenance = recipe.evidence or {}, recipe.provenance or {}
+    [best] = evidence["finalists"]
+    assert (evidence["loss"], evidence["seed_spread"]) == (best["mean"], best["spread"])
+    tried = [one for one in found if best["number"] in (one["number"], one["confirms"])]
+    assert best["losses"] == {str(one["seed"]): one["loss"] for one in tried}
+    assert list(best["losses"]) == ["0", "1", "2"]
+    assert tried[0]["loss"] == min(one["loss"] for one in completed if one["confirms"] is None)
+    assert recipe.hyperparameters == Hyperparameters.parse(best["hyperparameters"])
+    assert (recipe.proxy.width, recipe.horizon.steps) == (32, 50)
+    assert set(provenance) == {"data", "data_fingerprint", "seed", "seconds", "finished", "versions"}
+
+
+def test_a_finished_sweep_is_resumed_at_once(capsys: pytest.CaptureFixture[str], undisturbed: Path) -> None:
+    before = records(undisturbed)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", "--resume", "--out", str(undisturbed)])
+    recipe = undisturbed / "recipe.json"
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.err) == (0, "")
+    assert captured.out.endswith(f"recipe: {recipe}; next: widthwise scale {recipe} --width 1024\n")
+    assert records(undisturbed) == before
+
+
+def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
+    start: Callable[..., Any], undisturbed: Path, real_text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+
+    running = start(*sweep_of(real_text), "--out", out)
+    running.until(is_halfway(out, 0))
+    [worker] = [pid for pid, name in running.processes().items() if name.startswith("ray::ImplicitFunc")]
+    os.kill(worker, signal.SIGKILL)
+    running.until(is_halfway(out, 3))
+    running.kill()
+    *finished, interrupted = trials(out)
+    assert [trial.state.is_finished() for trial in finished] == [True] * 3
+    assert interrupted.state == TrialState.RUNNING
+    assert 0 < set_clock(out, 3, 1000.0) < 50
+
+    # The folder knows what the sweep was.
+    running = start("sweep", "--resume", "--out", out)
+    running.until(is_halfway(out, 7))
+    running.interrupt()
+    told = f"widthwise: stopped; 7 trials are kept; go on with: widthwise sweep --resume --out {out}\n"
+    status, printed, said = running.finish()
+    assert (status, printed, said.splitlines(keepends=True)[-1]) == (130, "", told)
+    running.require_gone()
+    assert trials(out)[7].state == TrialState.RUNNING
+    assert not (out / "recipe.json").exists()
+    assert 0 < set_clock(out, 7, 2000.0) < 50
+
+    status, _, said = start("sweep", "--resume", "--out", out, "--json").finish()
+    assert (status, len(said.splitlines())) == (0, 1)
+    assert outcomes(out) == outcomes(undisturbed)
+    for disturbed, other in zip(records(out), records(undisturbed), strict=True):
+        assert all(point in other["curve"] for point in disturbed["curve"])
+    # Only a trial that continued from its checkpoint took over the clock.
+    seconds = [record["seconds"] for record in records(out)]
+    assert [index for index, value in enumerate(seconds) if value > 1000] == [3, 7]
+    recipes = [Recipe.load(folder / "recipe.json") for folder in (out, undisturbed)]
+    assert recipes[0].hyperparameters == recipes[1].hyperparameters
+    assert recipes[0].evidence == recipes[1].evidence
+
+
+EMBEDDED = """
+import sys
+from pathlib import Path
+from widthwise.proxies import GPTConfig
+from widthwise.proxies.config import Horizon
+from widthwise.search import SearchSpace, SweepConfig, sweep
+from widthwise.transfer import Recipe
+config = SweepConfig(
+    model=GPTConfig(width=32, context=64),
+    horizon=Horizon(batch_tokens=1024, tokens=10240),
+    space=SearchSpace(lr=(0.01, 0.05), decay=("l2",)),
+    data=sys.argv[2],
+    trials=3,
+    seeds=1,
+    finalists=1,
+    betas=(0.8, 0.9),
+)
+result = sweep(config, Path(sys.argv[1]), show_progress=False)
+assert result.finished
+assert result.best.spread is None
+assert Recipe.from_sweep(result).at(width=128).settings("matrix").lr > 0
+Recipe.from_sweep(result).save(Path(sys.argv[1]) / "mine.json")
+"""
+
+
+def test_a_sweep_within_someones_program_says_nothing(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path
+) -> None:
+    running = start(tmp_path / "sweep", real_text, script=EMBEDDED)
+    assert running.finish() == (0, "", "")
+    running.require_gone()
+    tuned = Recipe.load(tmp_path / "sweep" / "mine.json").hyperparameters
+    assert (tuned.betas, tuned.decay, tuned.huber_c) == ((0.8, 0.9), "l2", None)
+    assert [one["status"] for one in records(tmp_path / "sweep")].count("completed") >= 1
+
+
+HEAD = (
+    "--head --node-ip-address 127.0.0.1 --include-dashboard false --num-cpus 2 --disable-usage-stats --block"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_sweep_on_a_cluster_leaves_it_running(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    # A short name: the paths of Ray's sockets may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="w") as folder:
+        ports = ["--port", address.partition(":")[2], "--temp-dir", folder]
+        cluster = start("start", *HEAD.split(), *ports, script="from ray.scripts.scripts import main; main()")
+        cluster.until(lambda: "Ray runtime started" in cluster.out.read_text())
+        arguments = [*sweep_of(real_text), "--trials", 2, "--seeds", 1, "--address", address]
+        assert start(*arguments, "--out", tmp_path / "first").finish()[0] == 0
+        assert cluster.process.poll() is None
+        assert any("gcs_server" in name for name in cluster.processes().values())
+        cluster.process.terminate()
+        cluster.require_gone(but="Agent")
+    message = f"address: no Ray answers at {address!r} ([Errno 111] Connection refused)"
+    done = start(*sweep_of(real_text), "--address", address, "--out", tmp_path / "second").finish()
+    assert done == (2, "", f"widthwise: error: {message}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]

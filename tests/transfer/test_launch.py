@@ -1,0 +1,187 @@
+"""Target runs of the real program on a real Ray: equal for any number of workers, and killed in every way."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from widthwise.proxies import GPTConfig
+from widthwise.proxies.config import Horizon, Hyperparameters
+from widthwise.transfer import Recipe, cli
+
+pytestmark = pytest.mark.ray
+
+# Long enough, in steps and in seconds, to be killed in between.
+STEPS = 160
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a good recipe and a bad one."""
+    made = tmp_path_factory.mktemp("runs")
+    proxy, horizon = GPTConfig(width=32, context=64), Horizon(batch_tokens=1024, tokens=1024 * STEPS)
+    for name, lr in (("recipe", 0.03), ("bad", 1e3)):
+        tuned = Hyperparameters(lr=lr, weight_decay=1.0, huber_c=2.0, clip_norm=1.0)
+        Recipe(hyperparameters=tuned, proxy=proxy, horizon=horizon).save(made / f"{name}.json")
+    return made
+
+
+def run_of(recipe: Path, text: Path) -> list[object]:
+    return ["launch", recipe, "--width", 64, "--data", text]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def learnt(out: Path) -> list[dict[str, Any]]:
+    """Return the metrics without what depends on the machine's speed."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines(out)]
+
+
+def has_evaluated(out: Path, times: int) -> Callable[[], bool]:
+    return lambda: len(lines(out)) >= times
+
+
+@pytest.fixture(scope="module")
+def runs(start: Callable[..., Any], folder: Path, real_text: Path) -> dict[str, tuple[int, str, str]]:
+    """Return how two runs by one worker ended, a good one and a bad one: folder → status and what was printed."""
+    recipes = {"undisturbed": folder / "recipe.json", "diverged": folder / "bad.json"}
+    # Both at a time, because a run's start is a chain of processes that wait for each other.
+    running = {
+        name: start(*run_of(recipe, real_text), "--out", folder / name, "--json")
+        for name, recipe in recipes.items()
+    }
+    ended = {name: one.finish() for name, one in running.items()}
+    for one in running.values():
+        one.require_gone()
+    # The working folder and the home folder are as they were.
+    assert {path.suffix for path in running["diverged"].out.parent.iterdir()} == {".0", ".1"}
+    return ended
+
+
+@pytest.fixture
+def undisturbed(runs: dict[str, tuple[int, str, str]], folder: Path) -> Path:
+    """Return the folder of the run that nothing disturbed."""
+    return folder / "undisturbed"
+
+
+def test_a_target_run_leaves_its_result_metrics_and_plan(
+    runs: dict[str, tuple[int, str, str]], undisturbed: Path
+) -> None:
+    status, printed, said = runs["undisturbed"]
+    assert status == 0, said
+    told = [line.partition(":")[0] for line in said.splitlines()]
+    assert told == [f"step {line['step']}" for line in lines(undisturbed)]
+    names = ["checkpoint.pt", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
+    assert sorted(path.name for path in undisturbed.iterdir()) == names
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert json.loads(printed) == result
+    metrics = lines(undisturbed)
+    assert [line["step"] for line in metrics] == list(range(16, 161, 16))
+    last = metrics[-1]
+    assert result == {
+        "status": "completed",
+        "loss": last["loss"],
+        "steps": STEPS,
+        "tokens": 1024 * STEPS,
+        "seconds": result["seconds"],
+        "parameters": result["parameters"],
+        "flops": last["flops"],
+        "rule": "fan-sqrt",
+        "width": 64,
+    }
+    assert last["seconds"] <= result["seconds"]
+    assert last["loss"] < metrics[0]["loss"] < 5.6
+
+
+def test_a_finished_run_is_not_repeated(
+    capsys: pytest.CaptureFixture[str], folder: Path, undisturbed: Path, real_text: Path
+) -> None:
+    def again(*options: object) -> tuple[Any, str, str]:
+        command = [*run_of(folder / "recipe.json", real_text), "--out", undisturbed, *options]
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(part) for part in command])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")}
+    result = json.loads((undisturbed / "result.json").read_text())
+    outcome = f"validation loss {result['loss']:.4f} nats per token after 163,840 tokens"
+    assert again("--resume") == (
+        0,
+        f"width 64, rule fan-sqrt: {outcome}, {result['seconds']:.1f} s\n"
+        f"files: {undisturbed}/result.json, {undisturbed}/metrics.jsonl\n",
+        "",
+    )
+    holds = f"widthwise: error: out: {undisturbed} holds"
+    choice = "add --resume to go on with it, or name another folder"
+    assert again() == (2, "", f"{holds} a target run already; {choice}\n")
+    for other in (["--rule", "sp"], ["--seed", 1], ["--tokens", 10240]):
+        told = f"{holds} a run with another plan, data or seed; see {undisturbed}/plan.json\n"
+        assert again("--resume", *other) == (2, "", told)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
+
+
+def test_two_workers_one_of_them_killed_learn_what_one_learns(
+    start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
+) -> None:
+    out = folder / "two"
+    running = start(*run_of(folder / "recipe.json", real_text), "--out", out, "--workers", 2)
+    running.until(has_evaluated(out, 3))
+    workers = [pid for pid, name in running.processes().items() if "RayTrainWorker" in name]
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    status, printed, said = running.finish()
+    assert (status, len(printed.splitlines())) == (0, 2), said
+    running.require_gone()
+    assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(undisturbed)]
+    for one, other in zip(lines(out), lines(undisturbed), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+    losses = [json.loads((run / "result.json").read_text())["loss"] for run in (out, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
+    start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
+) -> None:
+    out = folder / "killed"
+    command = [*run_of(folder / "recipe.json", real_text), "--out", out]
+
+    running = start(*command)
+    running.until(has_evaluated(out, 2))
+    running.interrupt()
+    status, printed, said = running.finish()
+    told = f"widthwise: stopped; go on with the same command and --resume ({out})"
+    assert (status, printed, said.splitlines()[-1]) == (130, "", told)
+    running.require_gone()
+    done = len(lines(out))
+    assert 2 <= done < 10
+
+    running = start(*command, "--resume")
+    running.until(has_evaluated(out, done + 2))
+    running.kill()
+    assert len(lines(out)) < 10
+    assert not (out / "result.json").exists()
+
+    status, _, said = start(*command, "--resume").finish()
+    assert status == 0, said
+    assert learnt(out) == learnt(undisturbed)
+    results = [json.loads((run / "result.json").read_text()) for run in (out, undisturbed)]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+def test_a_run_that_diverges_says_so(runs: dict[str, tuple[int, str, str]], folder: Path) -> None:
+    status, printed, said = runs["diverged"]
+    result = json.loads(printed)
+    assert (status, said) == (1, f"widthwise: failed: the run diverged at step {result['steps']}\n")
+    assert result == json.loads((folder / "diverged" / "result.json").read_text())
+    assert (result["status"], result["loss"]) == ("diverged", None)
+    assert 0 < result["steps"] < STEPS
