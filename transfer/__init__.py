@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
+    from widthwise.transfer.horizons import HorizonRule, horizon_rules
     from widthwise.transfer.launching import LaunchOptions, launch
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
 
 __all__ = [
+    "HorizonRule",
     "LaunchOptions",
     "Multipliers",
     "Plan",
@@ -19,6 +21,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "horizon_rules",
     "launch",
     "report",
     "rule",
@@ -29,6 +32,7 @@ __all__ = [
 __getattr__ = exported(
     __name__,
     {
+        "HorizonRule": "horizons",
         "LaunchOptions": "launching",
         "Multipliers": "scaling",
         "Plan": "plan",
@@ -36,6 +40,7 @@ __getattr__ = exported(
         "Recipe": "recipe",
         "Rule": "scaling",
         "Scaled": "scaling",
+        "horizon_rules": "horizons",
         "launch": "launching",
         "report": "reporting",
         "rule": "scaling",

@@ -174,7 +174,7 @@ def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
         model=plan.model,
         base_width=plan.recipe.proxy.width,
         horizon=plan.horizon,
-        hyperparameters=plan.recipe.hyperparameters,
+        hyperparameters=plan.recipe.hyperparameters.model_copy(update={"betas": plan.betas}),
         settings={kind: plan.settings(kind) for kind in plan.kinds},
         data=absolute_source(options.data),
     )

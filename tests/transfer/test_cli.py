@@ -11,7 +11,7 @@ import pytest
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.transfer import Recipe, cli, rules
+from widthwise.transfer import Recipe, cli, horizon_rules, rules
 
 
 @pytest.fixture
@@ -42,10 +42,21 @@ def test_scale_prints_one_json_document(recipe: str, capsys: pytest.CaptureFixtu
 
 
 def test_every_option_of_scale_reaches_the_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--width 128 --depth 4 --batch-tokens 4096 --tokens 1638400 --json"
+    options = (
+        "--width 128 --depth 4 --batch-tokens 4096 --tokens 1638400 --rule completep --horizon-rule sde "
+        "--decay-kinds readout,embedding --json"
+    )
     assert exit_status("scale", recipe, *options.split()) == 0
-    ratios = json.loads(capsys.readouterr().out)["ratios"]
-    assert ratios == {"width": 2.0, "depth": 2.0, "batch": 2.0, "tokens": 4.0}
+    document = json.loads(capsys.readouterr().out)
+    assert document["ratios"] == {"width": 2.0, "depth": 2.0, "batch": 2.0, "tokens": 4.0}
+    assert (document["rule"], document["horizon_rule"]) == ("completep", "sde")
+    assert document["decay_kinds"] == ["embedding", "readout"]
+    assert exit_status("scale", recipe, "--width", "128", "--decay-kinds", "none", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decay_kinds"] == []
+
+
+def built_in() -> list[str]:
+    return [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
 
 
 def test_scale_prints_a_table_with_reasons_and_horizon(
@@ -66,7 +77,26 @@ def test_scale_prints_a_table_with_reasons_and_horizon(
         ("--width=1e3", "width: must be a whole number, got '1e3'"),
         ("--width 128 --depth x", "depth: must be a whole number, got 'x'"),
         ("--width", "width: needs a value"),
-        ("", "width: is required"),
+        ("", "width: is required, or widths"),
+        ("--width 128 --widths 128,256", "widths: must not be given together with width"),
+        ("--widths 128,x", "widths: must be whole numbers separated by commas, got '128,x'"),
+        ("--widths=", "widths: must be whole numbers separated by commas, got ''"),
+        ("--widths 128,100", "width: must be a multiple of head_dim = 16, got 100"),
+        ("--widths 128,100 --compare", "width: must be a multiple of head_dim = 16, got 100"),
+        ("--width 128 --compare --rule sp", "compare: must not be given together with rule"),
+        ("--width 128 --csv --json", "csv: must not be given together with json"),
+        (
+            "--width 128 --horizon-rule sd",
+            "horizon_rule: must be one of none, tau-const, power-lines, sde, got 'sd'; did you mean 'sde'?",
+        ),
+        (
+            "--width 128 --decay-kinds matrix,gian",
+            "decay_kinds: must be one of matrix, embedding, readout, gain, bias, got 'gian'; did you mean 'gain'?",
+        ),
+        (
+            "--width 128 --decay-kinds=",
+            "decay_kinds: must be one of matrix, embedding, readout, gain, bias, got ''",
+        ),
         ("--widht 128", "--widht: unknown option; did you mean '--width'?"),
         ("--width 128 --batch-token 1", "--batch-token: unknown option; did you mean '--batch-tokens'?"),
         ("--width 128 another.json", "another.json: unexpected argument"),
@@ -136,7 +166,8 @@ finally:
 
 
 def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
-    for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"]):
+    several = ["scale", recipe, "--widths", "128,256", "--compare"]
+    for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"], several, ["rules"]):
         done = in_process_of_its_own(HEAVY, *argv)
         assert (done.returncode, done.stderr) == (0, "[]\n")
 
@@ -161,8 +192,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("scale", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    built_in = [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
-    assert f"Scaling rule: {', '.join(built_in)}." in out
+    assert f"Scaling rule: {', '.join(built_in())}." in out
+    assert f"tokens change: {', '.join(horizon_rules)}." in out
 
 
 @pytest.mark.parametrize(

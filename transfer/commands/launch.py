@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from widthwise.transfer.commands.listing import words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -24,6 +26,10 @@ class Launch:
     """Tokens in all; the recipe's if not given."""
     rule: str = "fan-sqrt"
     """Scaling rule, as for `widthwise scale`."""
+    horizon_rule: str = "none"
+    """Horizon rule, as for `widthwise scale`."""
+    decay_kinds: str | None = None
+    """Kinds that decay, as for `widthwise scale`; the rule's if not given."""
     data: str = "python"
     """'python', a text file, a .bin shard or a folder of them."""
     out: Path = Path("widthwise-target")
@@ -56,6 +62,8 @@ class Launch:
             batch_tokens=self.batch_tokens,
             tokens=self.tokens,
             rule=self.rule,
+            horizon_rule=self.horizon_rule,
+            decay_kinds=words(self.decay_kinds),
         )
         names = ("data", "seed", "workers", "checkpoint_every", "evaluations", "compile")
         options = LaunchOptions.parse({name: getattr(self, name) for name in names})
