@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from widthwise.transfer.recipe import Recipe
     from widthwise.transfer.reporting import report
     from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
+    from widthwise.transfer.spectra import decay_scales, hill_alpha
 
 __all__ = [
     "LaunchOptions",
@@ -19,6 +20,8 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "decay_scales",
+    "hill_alpha",
     "launch",
     "report",
     "rule",
@@ -36,6 +39,8 @@ __getattr__ = exported(
         "Recipe": "recipe",
         "Rule": "scaling",
         "Scaled": "scaling",
+        "decay_scales": "spectra",
+        "hill_alpha": "spectra",
         "launch": "launching",
         "report": "reporting",
         "rule": "scaling",
