@@ -30,9 +30,25 @@ def run(code: str, folder: Path) -> str:
     ("package", "names"),
     [
         ("kernels", {"AdamHC"}),
-        ("proxies", {"GPT", "GPTConfig", "ParameterTable", "parameter_table", "open_tokens", "train"}),
+        (
+            "proxies",
+            {
+                "GPT",
+                "GPTConfig",
+                "ParameterTable",
+                "parameter_table",
+                "open_tokens",
+                "train",
+                "AlphaDecay",
+                "AWD",
+                "AdaDecay",
+            },
+        ),
         ("search", {"SearchSpace", "SweepConfig", "sweep"}),
-        ("transfer", {"Recipe", "Plan", "Rule", "rule", "rules", "launch", "report"}),
+        (
+            "transfer",
+            {"Recipe", "Plan", "Rule", "rule", "rules", "launch", "report", "hill_alpha", "decay_scales"},
+        ),
     ],
 )
 def test_public_names_exist_and_belong_to_us(package: str, names: set[str]) -> None:
