@@ -93,8 +93,8 @@ def decay_scales(
         assign: see `assigned`.
         low: multiplier of the smallest α (``linear`` only).
         high: multiplier of the largest α (``linear`` only).
-        mean_preserving: divide the tuned multipliers by their mean; AlphaDecay's ``linear`` raises the total
-            decay otherwise, by 3.5 or so where `high` is 5.
+        mean_preserving: divide the tuned multipliers by their mean over modules; AlphaDecay's ``linear``
+            raises the total decay otherwise.
         fixed_aspect: see `hill_alpha`.
 
     Raises:
