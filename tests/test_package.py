@@ -115,7 +115,7 @@ def copy(folder: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-model.md", "docs/concepts.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/own-model.md", "docs/concepts.md", "docs/module-decay.md"])
 def test_the_examples_of_the_documentation_run(page: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
