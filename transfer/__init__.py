@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from widthwise.transfer.recipe import Recipe
     from widthwise.transfer.reporting import report
     from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
+    from widthwise.transfer.spectra import decay_scales, hill_alpha
 
 __all__ = [
     "HorizonRule",
@@ -21,6 +22,8 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "decay_scales",
+    "hill_alpha",
     "horizon_rules",
     "launch",
     "report",
@@ -41,6 +44,8 @@ __getattr__ = exported(
         "Rule": "scaling",
         "Scaled": "scaling",
         "horizon_rules": "horizons",
+        "decay_scales": "spectra",
+        "hill_alpha": "spectra",
         "launch": "launching",
         "report": "reporting",
         "rule": "scaling",

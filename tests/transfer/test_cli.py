@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from widthwise.proxies import AlphaDecay
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.files import write_json
+from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.transfer import Recipe, cli, horizon_rules, rules
+from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rules
+from widthwise.transfer.launching import LaunchOptions
 
 
 @pytest.fixture
@@ -112,6 +116,59 @@ def test_a_mistake_in_an_option_is_one_line(
     assert exit_status("scale", recipe, *options.split()) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"widthwise: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--module-decay beta", "module_decay: must be one of none, alpha, awd, adadecay, got 'beta'"),
+        ("--module-decay awd --assign log2", "assign: needs --module-decay alpha, got awd"),
+        ("--fixed-aspect", "fixed_aspect: needs --module-decay alpha, got none"),
+        ("--module-decay alpha --interval 0", "module_decay.alpha.interval: must be >= 1, got 0"),
+    ],
+)
+def test_a_mistake_in_module_decay_is_one_line(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    assert exit_status("launch", recipe, "--width", "64", "--out", str(tmp_path), *options.split()) == 2
+    assert capsys.readouterr().err == f"widthwise: error: {message}\n"
+
+
+def test_module_decay_reaches_the_run(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[RunSpec] = []
+    result = {"status": "diverged", "steps": 0}
+
+    def train(plan: Plan, out: Path, options: LaunchOptions, _: object) -> None:
+        specs.append(launching._spec(plan, options))
+        write_json(out / "result.json", result)
+
+    monkeypatch.setattr(launching, "_train", train)
+    given = "--module-decay alpha --assign sqrt --interval 50 --mean-preserving --fixed-aspect"
+    command = ["launch", recipe, "--width", "64", "--out", str(tmp_path / "target")]
+    assert exit_status(*command, *given.split()) == 1
+    expected = AlphaDecay(assign="sqrt", interval=50, mean_preserving=True, fixed_aspect=True)
+    assert [spec.module_decay for spec in specs] == [expected]
+    assert exit_status(*command, "--resume", *given.split()) == 1
+    capsys.readouterr()
+    assert exit_status(*command, "--resume") == 2
+    message = f"out: {tmp_path / 'target'} holds a run with another plan, data or seed; see "
+    assert capsys.readouterr().err.startswith(f"widthwise: error: {message}")
+
+
+def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, decay="huber-prox")
+    Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(tmp_path / "prox.json")
+    command = ["launch", str(tmp_path / "prox.json"), "--width", "64", "--out", str(tmp_path / "target")]
+    assert exit_status(*command, "--module-decay", "adadecay") == 2
+    assert capsys.readouterr().err == (
+        "widthwise: error: module_decay: adadecay needs decay 'l2', or 'huber' with threshold 'mean', "
+        "got decay 'huber-prox' and threshold 'mean'\n"
+    )
+    assert not (tmp_path / "target").exists()
 
 
 def test_an_unknown_rule_is_one_line(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
