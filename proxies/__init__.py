@@ -8,11 +8,15 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, KindSe
 if TYPE_CHECKING:
     from widthwise.proxies.data import Tokens, open_tokens
     from widthwise.proxies.model import GPT
+    from widthwise.proxies.module_decay import AWD, AdaDecay, AlphaDecay
     from widthwise.proxies.shapes import ParameterTable, parameter_groups, parameter_table
     from widthwise.proxies.training import RunOptions, TrainResult, train
 
 __all__ = [
+    "AWD",
     "GPT",
+    "AdaDecay",
+    "AlphaDecay",
     "GPTConfig",
     "Horizon",
     "Hyperparameters",
@@ -30,6 +34,9 @@ __all__ = [
 __getattr__ = exported(
     __name__,
     {
+        "AWD": "module_decay",
+        "AdaDecay": "module_decay",
+        "AlphaDecay": "module_decay",
         "GPT": "model",
         "ParameterTable": "shapes",
         "RunOptions": "training",

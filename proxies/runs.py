@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
+from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.optimizer import adamhc
 from widthwise.proxies.shapes import parameter_groups, parameter_table
 from widthwise.proxies.training import Metrics, RunOptions, TrainResult, train
@@ -27,6 +28,7 @@ class RunSpec(Record):
         hyperparameters: the optimizer's settings at the base width.
         settings: peak learning rate, weight decay and ε per parameter kind, at the model's width.
         data: source of the tokens.
+        module_decay: how λ is shared out among modules; None is evenly.
     """
 
     model: GPTConfig
@@ -35,6 +37,7 @@ class RunSpec(Record):
     hyperparameters: Hyperparameters
     settings: dict[Kind, KindSettings]
     data: str
+    module_decay: ModuleDecay | None = None
 
 
 def base_settings(hyperparameters: Hyperparameters) -> dict[Kind, KindSettings]:
@@ -68,6 +71,7 @@ def run(
         context=spec.model.context,
         options=options,
         on_metrics=on_metrics,
+        before_step=spec.module_decay,
     )
 
 

@@ -24,6 +24,7 @@ from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
 
 Status = Literal["completed", "stopped", "diverged"]
+BeforeStep = Callable[[int, nn.Module, torch.optim.Optimizer], object]
 
 # assumed: a run whose loss rises this far above its start does not come back
 DIVERGED_AT = 1.5
@@ -106,6 +107,7 @@ def train(
     context: int,
     options: RunOptions | None = None,
     on_metrics: Callable[[Metrics], object] | None = None,
+    before_step: BeforeStep | None = None,
 ) -> TrainResult:
     """Train `model` over `horizon`, resuming from ``options.checkpoint`` where it exists.
 
@@ -117,6 +119,9 @@ def train(
         context: tokens per sequence.
         options: how to run.
         on_metrics: called at every evaluation, on every worker; a true value stops the run.
+        before_step: called as ``before_step(step, model, optimizer)`` between the backward pass and each
+            optimizer step, on every worker; `step` counts from 0 and goes on after a resumption. What it
+            keeps for later steps belongs into the optimizer's state, or a resumed run will differ.
 
     Raises:
         ConfigError: where the batch, the data or the checkpoint does not fit.
@@ -125,7 +130,7 @@ def train(
     run.resume()
     status: Status = "completed"
     while run.step < horizon.steps:
-        run.advance()
+        run.advance(before_step)
         if run.has_diverged():
             status = "diverged"
             break
@@ -168,7 +173,7 @@ class _Run:
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
         self.started = time.perf_counter()
 
-    def advance(self) -> None:
+    def advance(self, before_step: BeforeStep | None = None) -> None:
         """Take one optimizer step."""
         factor = schedule(self.horizon, self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -182,6 +187,8 @@ class _Run:
         )
         loss = self._loss(self.train_model, x, y)
         loss.backward()
+        if before_step is not None:
+            before_step(self.step, self.bare_model, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.last_loss = loss.detach()

@@ -30,9 +30,25 @@ def run(code: str, folder: Path) -> str:
     ("package", "names"),
     [
         ("kernels", {"AdamHC"}),
-        ("proxies", {"GPT", "GPTConfig", "ParameterTable", "parameter_table", "open_tokens", "train"}),
+        (
+            "proxies",
+            {
+                "GPT",
+                "GPTConfig",
+                "ParameterTable",
+                "parameter_table",
+                "open_tokens",
+                "train",
+                "AlphaDecay",
+                "AWD",
+                "AdaDecay",
+            },
+        ),
         ("search", {"SearchSpace", "SweepConfig", "sweep"}),
-        ("transfer", {"Recipe", "Plan", "Rule", "rule", "rules", "launch", "report"}),
+        (
+            "transfer",
+            {"Recipe", "Plan", "Rule", "rule", "rules", "launch", "report", "hill_alpha", "decay_scales"},
+        ),
     ],
 )
 def test_public_names_exist_and_belong_to_us(package: str, names: set[str]) -> None:
@@ -99,7 +115,9 @@ def copy(folder: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-model.md", "docs/concepts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/own-model.md", "docs/concepts.md", "docs/module-decay.md"]
+)
 def test_the_examples_of_the_documentation_run(page: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

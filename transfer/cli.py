@@ -31,6 +31,7 @@ COMMANDS = {
     "demo": "demo.Demo",
     "sweep": "sweep.Sweep",
     "scale": "scale.Scale",
+    "rules": "rules.Rules",
     "launch": "launch.Launch",
     "data": "data.Data",
     "doctor": "doctor.Doctor",

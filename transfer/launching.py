@@ -20,6 +20,7 @@ from pydantic import Field
 
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import read_json, write_atomic, write_json
+from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.training import Metrics
 from widthwise.proxies.validation import ConfigError, Record, RunError
@@ -42,6 +43,7 @@ class LaunchOptions(Record):
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
+        module_decay: how λ is shared out among modules; None is evenly.
     """
 
     data: str = "python"
@@ -51,6 +53,7 @@ class LaunchOptions(Record):
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
+    module_decay: ModuleDecay | None = None
 
 
 def launch(
@@ -87,6 +90,8 @@ def launch(
     if address is not None:
         require_ray(address)
     document = {**plan.document(), "data": absolute_source(options.data), "seed": options.seed}
+    if options.module_decay is not None:
+        document["module_decay"] = options.module_decay.model_dump(mode="json")
     _prepare(plan, document, out, resume=resume)
     if (out / "result.json").exists():
         return read_json(out / "result.json", "a result")
@@ -100,6 +105,9 @@ def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     sequences = plan.horizon.sequences(plan.model.context)
     if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    if isinstance(options.module_decay, AdaDecay):
+        tuned = plan.recipe.hyperparameters
+        options.module_decay.require(tuned.decay, tuned.threshold)
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
 
@@ -174,9 +182,10 @@ def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
         model=plan.model,
         base_width=plan.recipe.proxy.width,
         horizon=plan.horizon,
-        hyperparameters=plan.recipe.hyperparameters,
+        hyperparameters=plan.recipe.hyperparameters.model_copy(update={"betas": plan.betas}),
         settings={kind: plan.settings(kind) for kind in plan.kinds},
         data=absolute_source(options.data),
+        module_decay=options.module_decay,
     )
 
 

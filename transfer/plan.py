@@ -1,14 +1,17 @@
 """The plan: a recipe at a target, with every multiplier, every value and the reason for each, per kind."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.horizons import combined, find_horizon_rule, scaled_betas
 from widthwise.transfer.recipe import Recipe
-from widthwise.transfer.scaling import Multipliers, Ratios, Scaled, find_rule
+from widthwise.transfer.rulebook import look_up
+from widthwise.transfer.scaling import Multipliers, Ratios, Scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,19 +51,25 @@ class Plan:
     Attributes:
         recipe: what was tuned.
         rule: name of the scaling rule.
+        horizon_rule: name of the horizon rule.
+        decay_kinds: the kinds that decay.
         ratios: target divided by proxy.
         model: the target's configuration, its initialisation and its forward multipliers scaled.
         horizon: the target's batch size, tokens and schedule.
         kinds: the settings of each parameter kind.
+        betas: Adam's β1 and β2.
         residual_multiplier: the rule's factor on ``model.residual_multiplier``, target / proxy.
     """
 
     recipe: Recipe
     rule: str
+    horizon_rule: str
+    decay_kinds: tuple[Kind, ...]
     ratios: Ratios
     model: GPTConfig
     horizon: Horizon
     kinds: dict[Kind, PlannedKind]
+    betas: tuple[float, float]
     residual_multiplier: float
 
     def settings(self, kind: Kind, width_multiplier: float | None = None) -> KindSettings:
@@ -73,13 +82,12 @@ class Plan:
         if width_multiplier is None:
             planned = self.kinds[kind]
         else:
-            # The other ratios belong to the run, not to the parameter.
-            ratios = Ratios(**{**asdict(self.ratios), "width": width_multiplier})
-            planned = _planned(kind, find_rule(self.rule)(ratios), self.recipe.hyperparameters)
+            outcome = combined(self.rule, self.horizon_rule, self.ratios, width_multiplier)
+            planned = _planned(kind, outcome, self.recipe.hyperparameters, self.decay_kinds)
         return KindSettings(lr=planned.lr, weight_decay=planned.weight_decay, eps=planned.eps)
 
     def parameter_groups(self, model: "nn.Module", table: "ParameterTable") -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups for a model of the target's width.
+        """Return the optimizer's parameter groups for a model of the target's width, the plan's betas in them.
 
         Args:
             model: the target, also after ``fully_shard`` or ``torch.compile``: matched by name.
@@ -99,23 +107,62 @@ class Plan:
         def settings_for(entry: "ParameterEntry") -> KindSettings:
             return self.settings(entry.kind, entry.width_multiplier)
 
-        return parameter_groups(model, table, settings_for, corrected=self.recipe.hyperparameters.corrected)
+        corrected = self.recipe.hyperparameters.corrected
+        groups = parameter_groups(model, table, settings_for, corrected=corrected)
+        return [{**group, "betas": self.betas} for group in groups]
 
     @property
     def decay_horizon(self) -> float:
         """How many decay times 1/(ηλ) the matrices see: Σ_t η_t·λ (times r_t where corrected), to 1 %."""
+        return self._decay_times("matrix")
+
+    def independent_weight_decay(self, kind: Kind, *, with_schedule: bool = True) -> float:
+        """Return a kind's λ as trainers count it whose decay does not multiply by the peak learning rate.
+
+        "Independent" means two things in the field. With the schedule, the peak is dropped and the shape kept,
+        θ ← θ - λ·(η_t/η_max)·θ: this λ is ηλ. Without, every step decays alike, θ ← θ - λ·θ: this λ is the
+        mean over the run, the same decay in sum.
+        """
+        if with_schedule:
+            return self.kinds[kind].lr * self.kinds[kind].weight_decay
+        return self._decay_times(kind) / self.horizon.steps
+
+    def _decay_times(self, kind: Kind) -> float:
         steps = self.horizon.steps
         # The schedule keeps its shape, so that a thousand steps stand for a million in less time.
         coarse = self.horizon.model_copy(update={"tokens": min(steps, 1000) * self.horizon.batch_tokens})
-        matrix, corrected = self.kinds["matrix"], self.recipe.hyperparameters.corrected
-        times = decay_horizon(coarse, matrix.lr, matrix.weight_decay, corrected=corrected)
+        planned = self.kinds[kind]
+        # AdamC corrects what a normalisation follows: the matrices.
+        corrected = self.recipe.hyperparameters.corrected and kind == "matrix"
+        times = decay_horizon(coarse, planned.lr, planned.weight_decay, corrected=corrected)
         return times * steps / coarse.steps
 
     def notes(self) -> list[str]:
         """Return what to know about the plan besides its values, a line each: the reasons, the horizon."""
-        reach = self.decay_horizon
         lines = [f"{kind}: {planned.why}" for kind, planned in self.kinds.items() if planned.why]
-        lines.append(f"horizon Σηλ of the matrices over {self.horizon.steps} steps: {reach:.3g}")
+        if self.horizon_rule != "none":
+            lines.append(f"horizon rule {self.horizon_rule}: {find_horizon_rule(self.horizon_rule).summary}")
+        if self.betas != self.recipe.hyperparameters.betas:
+            lines.append(f"betas: {self.betas[0]:.6g}, {self.betas[1]:.6g}")
+        if self.residual_multiplier != 1:
+            lines.append(f"residual branches: ×{self.residual_multiplier:.4g}")
+        if set(self.decay_kinds) != {"matrix"}:
+            named = ", ".join(self.decay_kinds) or "nothing"
+            lines.append(f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay")
+        return lines + self._decay_notes()
+
+    def _decay_notes(self) -> list[str]:
+        """Return how far the matrices decay, and their λ in other conventions."""
+        if "matrix" not in self.decay_kinds:
+            return []
+        scheduled, constant = (
+            self.independent_weight_decay("matrix", with_schedule=scheduled) for scheduled in (True, False)
+        )
+        reach = self.decay_horizon
+        lines = [
+            f"independent λ of the matrices: {scheduled:.4g} with the schedule, {constant:.4g} without",
+            f"horizon Σηλ of the matrices over {self.horizon.steps} steps: {reach:.3g}",
+        ]
         if reach < ENOUGH_DECAY:
             lines.append(f"note: below {ENOUGH_DECAY}, weight decay has little time to act")
         return lines
@@ -124,9 +171,18 @@ class Plan:
         """Return the document that ``widthwise scale --json`` prints."""
         return {
             "rule": self.rule,
+            "horizon_rule": self.horizon_rule,
             "ratios": asdict(self.ratios),
             "kinds": {kind: asdict(planned) for kind, planned in self.kinds.items()},
+            "betas": list(self.betas),
             "residual_multiplier": self.residual_multiplier,
+            "decay_kinds": list(self.decay_kinds),
+            "independent_weight_decay": {
+                name: {
+                    kind: self.independent_weight_decay(kind, with_schedule=scheduled) for kind in self.kinds
+                }
+                for name, scheduled in (("with_schedule", True), ("without_schedule", False))
+            },
         }
 
     def document(self) -> dict[str, Any]:
@@ -140,31 +196,21 @@ class Plan:
 
     def table(self) -> "Table":
         """Return the plan as a rich table: a row per kind, multipliers in brackets where they are not 1."""
-        from rich.table import Table
+        from widthwise.transfer.plan_tables import plan_table
 
-        proxy, model = self.recipe.proxy, self.model
-        change = f"width {proxy.width} → {model.width}, depth {proxy.depth} → {model.depth}"
-        # The reasons are sentences, too long for a column of an ordinary terminal: `notes` has them.
-        table = Table("kind", "η", "λ", "ε", "init std", "forward", title=f"{self.rule}: {change}")
-        for kind, planned in self.kinds.items():
-            factors = planned.multipliers
-            table.add_row(
-                kind,
-                _valued(planned.lr, factors.lr),
-                _valued(planned.weight_decay, factors.weight_decay),
-                _valued(planned.eps, factors.eps),
-                f"×{factors.init_std:.4g}",
-                f"×{factors.forward:.4g}",
-            )
-        return table
-
-
-def _valued(value: float, multiplier: float) -> str:
-    return f"{value:.4g}" if multiplier == 1 else f"{value:.4g} (×{multiplier:.4g})"
+        return plan_table(self)
 
 
 def make_plan(
-    recipe: Recipe, *, width: int, depth: int | None, batch_tokens: int | None, tokens: int | None, rule: str
+    recipe: Recipe,
+    *,
+    width: int,
+    depth: int | None,
+    batch_tokens: int | None,
+    tokens: int | None,
+    rule: str,
+    horizon_rule: str,
+    decay_kinds: Iterable[str] | None,
 ) -> Plan:
     """Return the plan of `recipe` at a target; `Recipe.at` has the arguments and the errors."""
     model = _replaced(recipe.proxy, width=width, depth=depth)
@@ -178,16 +224,32 @@ def make_plan(
         batch=horizon.batch_tokens / recipe.horizon.batch_tokens,
         tokens=horizon.tokens / recipe.horizon.tokens,
     )
-    outcome = find_rule(rule)(ratios)
+    outcome = combined(rule, horizon_rule, ratios, ratios.width)
+    decaying = outcome.decay_kinds if decay_kinds is None else _decaying(decay_kinds, outcome, rule)
     return Plan(
         recipe=recipe,
         rule=rule,
+        horizon_rule=horizon_rule,
+        decay_kinds=decaying,
         ratios=ratios,
         model=_initialised(model, outcome, ratios.width),
         horizon=horizon,
-        kinds={kind: _planned(kind, outcome, recipe.hyperparameters) for kind in KINDS},
+        kinds={kind: _planned(kind, outcome, recipe.hyperparameters, decaying) for kind in KINDS},
+        betas=scaled_betas(recipe.hyperparameters.betas, outcome.one_minus_beta, rule, horizon_rule),
         residual_multiplier=outcome.residual_multiplier,
     )
+
+
+def _decaying(given: Iterable[str], outcome: Scaled, rule: str) -> tuple[Kind, ...]:
+    """Return the user's choice of kinds in their usual order."""
+    if isinstance(given, str):
+        raise ConfigError(f"decay_kinds: must be a list of kinds, got {given!r}")
+    known: dict[str, Kind] = {kind: kind for kind in KINDS}
+    chosen = {look_up("decay_kinds", name, known) for name in given}
+    for kind in chosen:
+        if outcome.kinds[kind].weight_decay == 0:
+            raise ConfigError(f"decay_kinds: rule {rule!r} multiplies the weight decay of {kind!r} by 0")
+    return tuple(kind for kind in KINDS if kind in chosen)
 
 
 def _replaced(record: R, **changes: int | None) -> R:
@@ -210,8 +272,12 @@ def _initialised(model: GPTConfig, outcome: Scaled, width_ratio: float) -> GPTCo
     return GPTConfig.parse({**model.model_dump(), **scaled})
 
 
-def _planned(kind: Kind, outcome: Scaled, tuned: Hyperparameters) -> PlannedKind:
+def _planned(
+    kind: Kind, outcome: Scaled, tuned: Hyperparameters, decay_kinds: tuple[Kind, ...]
+) -> PlannedKind:
     factors = outcome.kinds[kind]
+    if kind not in decay_kinds:
+        factors = replace(factors, weight_decay=0.0)
     return PlannedKind(
         lr=tuned.lr * factors.lr,
         weight_decay=tuned.weight_decay * factors.weight_decay,

@@ -1,5 +1,6 @@
 """The recipe: tuned hyperparameters, the proxy they were tuned on, the horizon, and the evidence."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -100,6 +101,8 @@ class Recipe(Record):
         batch_tokens: int | None = None,
         tokens: int | None = None,
         rule: str = "fan-sqrt",
+        horizon_rule: str = "none",
+        decay_kinds: Iterable[str] | None = None,
     ) -> "Plan":
         """Return the plan of this recipe at a target.
 
@@ -109,10 +112,23 @@ class Recipe(Record):
             batch_tokens: tokens per step, a multiple of the context; None is the proxy's.
             tokens: tokens in all; None is the proxy's.
             rule: name of a scaling rule.
+            horizon_rule: name of a horizon rule: what another batch size or more tokens change. One other than
+                ``none`` stands in place of what the scaling rule itself does with batch size and tokens.
+            decay_kinds: the kinds that decay, with the recipe's λ times the rule's multiplier of that kind; None
+                is the rule's word.
 
         Raises:
-            ConfigError: a value is impossible, or no rule has this name.
+            ConfigError: a value is impossible, or no rule or kind has this name.
         """
         from widthwise.transfer.plan import make_plan
 
-        return make_plan(self, width=width, depth=depth, batch_tokens=batch_tokens, tokens=tokens, rule=rule)
+        return make_plan(
+            self,
+            width=width,
+            depth=depth,
+            batch_tokens=batch_tokens,
+            tokens=tokens,
+            rule=rule,
+            horizon_rule=horizon_rule,
+            decay_kinds=decay_kinds,
+        )

@@ -352,6 +352,34 @@ def test_every_group_follows_the_schedule_from_its_own_peak() -> None:
     assert rates == [[0.5 * factor, 2.0 * factor] for factor in factors]
 
 
+def test_before_step_is_called_between_gradients_and_update_with_the_runs_step(tmp_path: Path) -> None:
+    options, calls = RunOptions(evaluations=3, validation_batches=1, checkpoint=tmp_path / "run"), list[Any]()
+    for last in (4, 9):  # stopped, then resumed
+        model = Bigrams()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        optimizer.register_step_pre_hook(lambda *_: calls.append("update"))
+
+        def look(
+            step: int, given: nn.Module, its: torch.optim.Optimizer, own: Any = (model, optimizer)
+        ) -> None:
+            assert (given, its) == own
+            assert own[0].weight.grad.any()
+            calls.append((step, its.param_groups[0]["lr"]))
+
+        train(
+            model,
+            optimizer,
+            python_tokens(),
+            horizon(9),
+            context=CONTEXT,
+            options=options,
+            on_metrics=lambda metrics, last=last: metrics.step >= last,
+            before_step=look,
+        )
+    assert calls[::2] == [(step, 0.5 * schedule(horizon(9), step)) for step in range(9)]
+    assert calls[1::2] == ["update"] * 9
+
+
 def test_bf16_learns_nearly_what_fp32_learns() -> None:
     exact, rounded = (run(spec(), RunOptions(precision=precision)) for precision in ("fp32", "bf16"))
     assert rounded.loss != exact.loss

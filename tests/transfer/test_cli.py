@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from widthwise.proxies import AlphaDecay
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.files import write_json
+from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.transfer import Recipe, cli, rules
+from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rules
+from widthwise.transfer.launching import LaunchOptions
 
 
 @pytest.fixture
@@ -42,10 +46,21 @@ def test_scale_prints_one_json_document(recipe: str, capsys: pytest.CaptureFixtu
 
 
 def test_every_option_of_scale_reaches_the_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--width 128 --depth 4 --batch-tokens 4096 --tokens 1638400 --json"
+    options = (
+        "--width 128 --depth 4 --batch-tokens 4096 --tokens 1638400 --rule completep --horizon-rule sde "
+        "--decay-kinds readout,embedding --json"
+    )
     assert exit_status("scale", recipe, *options.split()) == 0
-    ratios = json.loads(capsys.readouterr().out)["ratios"]
-    assert ratios == {"width": 2.0, "depth": 2.0, "batch": 2.0, "tokens": 4.0}
+    document = json.loads(capsys.readouterr().out)
+    assert document["ratios"] == {"width": 2.0, "depth": 2.0, "batch": 2.0, "tokens": 4.0}
+    assert (document["rule"], document["horizon_rule"]) == ("completep", "sde")
+    assert document["decay_kinds"] == ["embedding", "readout"]
+    assert exit_status("scale", recipe, "--width", "128", "--decay-kinds", "none", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decay_kinds"] == []
+
+
+def built_in() -> list[str]:
+    return [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
 
 
 def test_scale_prints_a_table_with_reasons_and_horizon(
@@ -66,7 +81,26 @@ def test_scale_prints_a_table_with_reasons_and_horizon(
         ("--width=1e3", "width: must be a whole number, got '1e3'"),
         ("--width 128 --depth x", "depth: must be a whole number, got 'x'"),
         ("--width", "width: needs a value"),
-        ("", "width: is required"),
+        ("", "width: is required, or widths"),
+        ("--width 128 --widths 128,256", "widths: must not be given together with width"),
+        ("--widths 128,x", "widths: must be whole numbers separated by commas, got '128,x'"),
+        ("--widths=", "widths: must be whole numbers separated by commas, got ''"),
+        ("--widths 128,100", "width: must be a multiple of head_dim = 16, got 100"),
+        ("--widths 128,100 --compare", "width: must be a multiple of head_dim = 16, got 100"),
+        ("--width 128 --compare --rule sp", "compare: must not be given together with rule"),
+        ("--width 128 --csv --json", "csv: must not be given together with json"),
+        (
+            "--width 128 --horizon-rule sd",
+            "horizon_rule: must be one of none, tau-const, power-lines, sde, got 'sd'; did you mean 'sde'?",
+        ),
+        (
+            "--width 128 --decay-kinds matrix,gian",
+            "decay_kinds: must be one of matrix, embedding, readout, gain, bias, got 'gian'; did you mean 'gain'?",
+        ),
+        (
+            "--width 128 --decay-kinds=",
+            "decay_kinds: must be one of matrix, embedding, readout, gain, bias, got ''",
+        ),
         ("--widht 128", "--widht: unknown option; did you mean '--width'?"),
         ("--width 128 --batch-token 1", "--batch-token: unknown option; did you mean '--batch-tokens'?"),
         ("--width 128 another.json", "another.json: unexpected argument"),
@@ -82,6 +116,59 @@ def test_a_mistake_in_an_option_is_one_line(
     assert exit_status("scale", recipe, *options.split()) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"widthwise: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--module-decay beta", "module_decay: must be one of none, alpha, awd, adadecay, got 'beta'"),
+        ("--module-decay awd --assign log2", "assign: needs --module-decay alpha, got awd"),
+        ("--fixed-aspect", "fixed_aspect: needs --module-decay alpha, got none"),
+        ("--module-decay alpha --interval 0", "module_decay.alpha.interval: must be >= 1, got 0"),
+    ],
+)
+def test_a_mistake_in_module_decay_is_one_line(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    assert exit_status("launch", recipe, "--width", "64", "--out", str(tmp_path), *options.split()) == 2
+    assert capsys.readouterr().err == f"widthwise: error: {message}\n"
+
+
+def test_module_decay_reaches_the_run(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[RunSpec] = []
+    result = {"status": "diverged", "steps": 0}
+
+    def train(plan: Plan, out: Path, options: LaunchOptions, _: object) -> None:
+        specs.append(launching._spec(plan, options))
+        write_json(out / "result.json", result)
+
+    monkeypatch.setattr(launching, "_train", train)
+    given = "--module-decay alpha --assign sqrt --interval 50 --mean-preserving --fixed-aspect"
+    command = ["launch", recipe, "--width", "64", "--out", str(tmp_path / "target")]
+    assert exit_status(*command, *given.split()) == 1
+    expected = AlphaDecay(assign="sqrt", interval=50, mean_preserving=True, fixed_aspect=True)
+    assert [spec.module_decay for spec in specs] == [expected]
+    assert exit_status(*command, "--resume", *given.split()) == 1
+    capsys.readouterr()
+    assert exit_status(*command, "--resume") == 2
+    message = f"out: {tmp_path / 'target'} holds a run with another plan, data or seed; see "
+    assert capsys.readouterr().err.startswith(f"widthwise: error: {message}")
+
+
+def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, decay="huber-prox")
+    Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(tmp_path / "prox.json")
+    command = ["launch", str(tmp_path / "prox.json"), "--width", "64", "--out", str(tmp_path / "target")]
+    assert exit_status(*command, "--module-decay", "adadecay") == 2
+    assert capsys.readouterr().err == (
+        "widthwise: error: module_decay: adadecay needs decay 'l2', or 'huber' with threshold 'mean', "
+        "got decay 'huber-prox' and threshold 'mean'\n"
+    )
+    assert not (tmp_path / "target").exists()
 
 
 def test_an_unknown_rule_is_one_line(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +223,8 @@ finally:
 
 
 def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
-    for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"]):
+    several = ["scale", recipe, "--widths", "128,256", "--compare"]
+    for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"], several, ["rules"]):
         done = in_process_of_its_own(HEAVY, *argv)
         assert (done.returncode, done.stderr) == (0, "[]\n")
 
@@ -161,8 +249,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("scale", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    built_in = [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
-    assert f"Scaling rule: {', '.join(built_in)}." in out
+    assert f"Scaling rule: {', '.join(built_in())}." in out
+    assert f"tokens change: {', '.join(horizon_rules)}." in out
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,23 @@ import pytest
 import torch
 from rich.console import Console
 
+from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, parameter_table
-from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, KindSettings
-from widthwise.proxies.schedule import decay_horizon
+from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
+from widthwise.proxies.schedule import decay_horizon, schedule
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer import Multipliers, Ratios, Recipe, Scaled, rule, scaled
+from widthwise.transfer import (
+    LaunchOptions,
+    Multipliers,
+    Ratios,
+    Recipe,
+    Scaled,
+    horizon_rules,
+    rule,
+    rules,
+    scaled,
+)
+from widthwise.transfer.launching import _spec
 
 TUNED = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, eps=1e-8)
 RECIPE = Recipe(
@@ -19,18 +31,21 @@ RECIPE = Recipe(
     proxy=GPTConfig(width=32, depth=2, context=128, embedding_std=0.5, readout_std=0.25, norm_gain=True),
     horizon=Horizon(batch_tokens=2048, tokens=409_600),
 )
+BUILT_IN = [one.name for one in rules.values() if one.function.__module__.startswith("widthwise.")]
 
 
 def build(width: int) -> GPT:
     return GPT(RECIPE.proxy.model_copy(update={"width": width}))
 
 
-@pytest.mark.parametrize("name", ["fan-sqrt", "sp", "mup-coupled", "mup-independent"])
-def test_at_the_proxys_own_width_the_plan_is_what_was_tuned(name: str) -> None:
-    plan = RECIPE.at(width=32, rule=name)
+@pytest.mark.parametrize("horizon_rule", list(horizon_rules))
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_at_the_proxys_own_width_the_plan_is_what_was_tuned(name: str, horizon_rule: str) -> None:
+    plan = RECIPE.at(width=32, rule=name, horizon_rule=horizon_rule)
     assert plan.model == RECIPE.proxy
     assert plan.horizon == RECIPE.horizon
     assert plan.ratios == Ratios()
+    assert (plan.betas, plan.residual_multiplier, plan.decay_kinds) == ((0.9, 0.95), 1, ("matrix",))
     for kind in KINDS:
         decay = 0.4 if kind == "matrix" else 0.0
         assert plan.settings(kind) == KindSettings(lr=0.02, weight_decay=decay, eps=1e-8)
@@ -82,7 +97,82 @@ def test_groups_cover_the_model_with_the_plans_settings() -> None:
     assert set(seen) == set(kinds)
     for parameter, group in seen.items():
         expected = plan.settings(kinds[parameter])
+        assert group["betas"] == plan.betas
         assert KindSettings(**{name: group[name] for name in KindSettings.model_fields}) == expected
+
+
+def test_the_groups_hold_the_plans_betas_and_a_kinds_own_width() -> None:
+    plan = RECIPE.at(width=128, tokens=819_200, rule="completed-p")
+    groups = plan.parameter_groups(build(128), parameter_table(build, 128, 32))
+    assert {group["betas"] for group in groups} == {plan.betas}
+    assert plan.betas == pytest.approx((0.95, 0.975))
+    optimizer = AdamHC(groups, huber_c=2.0)
+    assert {group["betas"] for group in optimizer.param_groups} == {plan.betas}
+
+
+def test_a_target_run_trains_with_the_plans_betas() -> None:
+    plan = RECIPE.at(width=128, tokens=819_200, rule="sp", horizon_rule="sde")
+    spec = _spec(plan, LaunchOptions())
+    assert spec.hyperparameters == TUNED.model_copy(update={"betas": plan.betas})
+    assert spec.settings["gain"] == plan.settings("gain")
+
+
+def test_which_kinds_decay_is_the_rules_word() -> None:
+    @rule("everything-decays", source="this test")
+    def everything_decays(ratios: Ratios) -> Scaled:
+        """All kinds decay, the readout twice as much."""
+        return scaled(matrix=Multipliers(), readout=Multipliers(weight_decay=2.0), decay_kinds=KINDS)
+
+    plan = RECIPE.at(width=64, rule="everything-decays")
+    assert plan.decay_kinds == KINDS
+    assert [plan.settings(kind).weight_decay for kind in KINDS] == [0.4, 0.4, 0.8, 0.4, 0.4]
+    assert plan.settings("gain", 1.0).weight_decay == 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "expected"),
+    [
+        # A vector-like kind that decays has the recipe's λ as it is, where the rule says nothing else of it.
+        ("fan-sqrt", ("embedding", "matrix"), {"matrix": 0.8, "embedding": 0.4}),
+        # As AdamHD's own runs (arXiv 2511.14721).
+        ("fan-sqrt", ("readout", "embedding"), {"embedding": 0.4, "readout": 0.4}),
+        ("completed-p", ("readout",), {"readout": 1.6}),
+        ("sp", KINDS, dict.fromkeys(KINDS, 0.4)),
+        ("sp", (), {}),
+    ],
+)
+def test_which_kinds_decay_is_the_users_to_override(
+    name: str, chosen: tuple[Kind, ...], expected: dict[Kind, float]
+) -> None:
+    plan = RECIPE.at(width=128, rule=name, decay_kinds=chosen)
+    assert plan.decay_kinds == tuple(kind for kind in KINDS if kind in expected)
+    for kind in KINDS:
+        assert plan.settings(kind).weight_decay == expected.get(kind, 0.0)
+        assert plan.settings(kind, 4.0).weight_decay == expected.get(kind, 0.0)
+
+
+def test_the_notes_say_what_decays_where_it_was_not_tuned() -> None:
+    notes = RECIPE.at(width=128, decay_kinds=["embedding", "readout"]).notes()
+    assert notes[-1] == (
+        "note: decay on embedding, readout; λ was tuned on proxies whose matrices alone decay"
+    )
+    notes = RECIPE.at(width=128, decay_kinds=[]).notes()
+    assert notes[-1] == "note: decay on nothing; λ was tuned on proxies whose matrices alone decay"
+
+
+def test_independent_weight_decay_has_two_meanings_with_one_sum() -> None:
+    plan = RECIPE.at(width=128, decay_kinds=["matrix", "embedding"])
+    steps = plan.horizon.steps
+    for kind, lr, weight_decay, power in (("matrix", 0.005, 0.8, 2), ("embedding", 0.02, 0.4, 1)):
+        scheduled, constant = (
+            plan.independent_weight_decay(kind, with_schedule=scheduled)  # type: ignore[arg-type]
+            for scheduled in (True, False)
+        )
+        assert scheduled == lr * weight_decay
+        # AdamC's correction is a second factor η_t/η_max, on matrices.
+        total = sum(scheduled * schedule(plan.horizon, step) ** power for step in range(steps))
+        assert constant * steps == pytest.approx(total)
+    assert plan.independent_weight_decay("gain") == 0
 
 
 def test_a_table_of_other_widths_is_refused() -> None:
@@ -95,14 +185,33 @@ def test_a_table_of_other_widths_is_refused() -> None:
     assert str(base.value) == "table.base_width: must be the proxy's width = 32, got 64"
 
 
+def test_a_kind_whose_decay_the_rule_multiplies_by_0_cannot_decay() -> None:
+    @rule("never-readout", source="this test")
+    def never_readout(ratios: Ratios) -> Scaled:
+        """The readout's λ is 0."""
+        return scaled(matrix=Multipliers(), readout=Multipliers(weight_decay=0.0))
+
+    with pytest.raises(ConfigError) as caught:
+        RECIPE.at(width=64, rule="never-readout", decay_kinds=["readout"])
+    assert (
+        str(caught.value) == "decay_kinds: rule 'never-readout' multiplies the weight decay of 'readout' by 0"
+    )
+
+
 def test_the_json_document_is_exactly_this() -> None:
     vector: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0, "eps": 1.0, "init_std": 1.0, "forward": 1.0}
     document = RECIPE.at(width=128, tokens=819_200).as_json()
     reasons = [document["kinds"][kind].pop("why") for kind in KINDS]
     assert all(reasons)
     unchanged = {"lr": 0.02, "weight_decay": 0.0, "eps": 1e-8, "multipliers": vector}
+    independent = document.pop("independent_weight_decay")
+    assert independent["with_schedule"] == dict.fromkeys(KINDS, 0.0) | {"matrix": 0.004}
+    assert independent["without_schedule"]["matrix"] == pytest.approx(
+        0.004 * (0.1 / 3 + 0.9 * 3 / 8), rel=0.01
+    )
     assert document == {
         "rule": "fan-sqrt",
+        "horizon_rule": "none",
         "ratios": {"width": 4.0, "depth": 1.0, "batch": 1.0, "tokens": 2.0},
         "kinds": {
             "matrix": {
@@ -116,7 +225,9 @@ def test_the_json_document_is_exactly_this() -> None:
             "gain": unchanged,
             "bias": unchanged,
         },
+        "betas": [0.9, 0.95],
         "residual_multiplier": 1.0,
+        "decay_kinds": ["matrix"],
     }
 
 
@@ -151,6 +262,12 @@ def test_the_table_shows_values_and_multipliers() -> None:
         ({"width": 64, "depth": 0}, "depth: must be >= 1, got 0"),
         ({"width": 64, "batch_tokens": 100}, "batch_tokens: must be a multiple of context = 128, got 100"),
         ({"width": 64, "batch_tokens": 0}, "batch_tokens: must be >= 1, got 0"),
+        (
+            {"width": 64, "decay_kinds": ["matrix", "embeding"]},
+            "decay_kinds: must be one of matrix, embedding, readout, gain, bias, got 'embeding'; "
+            "did you mean 'embedding'?",
+        ),
+        ({"width": 64, "decay_kinds": "matrix"}, "decay_kinds: must be a list of kinds, got 'matrix'"),
         ({"width": 64, "tokens": 1}, "tokens: must be >= batch_tokens = 2048, got 1"),
     ],
 )

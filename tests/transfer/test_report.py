@@ -252,6 +252,13 @@ def test_the_commands_are_those_of_the_files(demo: Path) -> None:
         assert command in text
 
 
+@pytest.mark.parametrize(("kinds", "option"), [(["embedding", "readout"], "embedding,readout"), ([], "none")])
+def test_the_commands_have_the_choices_beside_the_rule(demo: Path, kinds: list[str], option: str) -> None:
+    rewrite(demo / "target" / "plan.json", horizon_rule="sde", decay_kinds=kinds)
+    command = f"--depth 1 --rule fan-sqrt --horizon-rule sde --decay-kinds {option} --tokens 1536"
+    assert command in Page(report(demo)).text
+
+
 def test_a_sweep_in_progress_shows_the_trials_so_far(demo: Path) -> None:
     folder = demo / "sweep"
     (folder / "recipe.json").unlink()

@@ -4,8 +4,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from tyro.conf import Positional
+
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.listing import words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,10 @@ class Launch:
     """Tokens in all; the recipe's if not given."""
     rule: str = "fan-sqrt"
     """Scaling rule, as for `widthwise scale`."""
+    horizon_rule: str = "none"
+    """Horizon rule, as for `widthwise scale`."""
+    decay_kinds: str | None = None
+    """Kinds that decay, as for `widthwise scale`; the rule's if not given."""
     data: str = "python"
     """'python', a text file, a .bin shard or a folder of them."""
     out: Path = Path("widthwise-target")
@@ -38,6 +46,16 @@ class Launch:
     """Seed of initialisation and batches."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
+    """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
+    assign: Literal["linear", "sqrt", "log2", "sigmoid"] = "linear"
+    """AlphaDecay's assignment."""
+    interval: int = 500
+    """Steps between AlphaDecay's looks at the spectra."""
+    mean_preserving: bool = False
+    """Keep the mean of AlphaDecay's multipliers at 1."""
+    fixed_aspect: bool = False
+    """Take AlphaDecay's spectra from square sub-matrices (FARMS)."""
     address: str | None = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
@@ -56,9 +74,12 @@ class Launch:
             batch_tokens=self.batch_tokens,
             tokens=self.tokens,
             rule=self.rule,
+            horizon_rule=self.horizon_rule,
+            decay_kinds=words(self.decay_kinds),
         )
         names = ("data", "seed", "workers", "checkpoint_every", "evaluations", "compile")
-        options = LaunchOptions.parse({name: getattr(self, name) for name in names})
+        settings = {name: getattr(self, name) for name in names}
+        options = LaunchOptions.parse({**settings, "module_decay": self._module_decay()})
         try:
             result = launch(plan, self.out, options, resume=self.resume, address=self.address)
         except KeyboardInterrupt:
@@ -76,3 +97,11 @@ class Launch:
             print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
             return 1
         return 0
+
+    def _module_decay(self) -> dict[str, Any] | None:
+        """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""
+        names = ("assign", "interval", "mean_preserving", "fixed_aspect")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Launch, name)}
+        if given and self.module_decay != "alpha":
+            raise ConfigError(f"{next(iter(given))}: needs --module-decay alpha, got {self.module_decay}")
+        return None if self.module_decay == "none" else {"method": self.module_decay, **given}

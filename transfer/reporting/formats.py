@@ -82,6 +82,8 @@ class PlanFile(Line):
     """``plan.json``: what ``widthwise scale --json`` prints, and what the run added."""
 
     rule: str
+    horizon_rule: str = "none"
+    decay_kinds: tuple[str, ...] = ("matrix",)
     ratios: dict[str, float]
     kinds: dict[str, PlanKind]
     residual_multiplier: float = 1.0

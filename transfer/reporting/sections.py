@@ -220,6 +220,10 @@ def _launch_command(run: RunFolder, sweeps: list[SweepFolder]) -> str:
     options: dict[str, object] = {"width": run.width}
     if run.plan:
         options |= {"depth": run.plan.model.depth, "rule": run.plan.rule}
+        if run.plan.horizon_rule != "none":
+            options["horizon_rule"] = run.plan.horizon_rule
+        if run.plan.decay_kinds != ("matrix",):
+            options["decay_kinds"] = ",".join(run.plan.decay_kinds) or "none"
         # The horizon as planned, not as far as the run came.
         options |= {name: getattr(run.plan.horizon, name) for name in ("tokens", "batch_tokens")}
         options |= {"data": run.plan.data, "seed": run.plan.seed}

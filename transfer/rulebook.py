@@ -1,0 +1,252 @@
+"""What a scaling rule takes and yields, and the book in which rules stand by name.
+
+A rule is one pure function ``Ratios -> Scaled``; ``@rule`` gives it a name::
+
+    @rule("my-rule", source="my notes")
+    def my_rule(ratios: Ratios) -> Scaled:
+        "λ is left alone, the matrices' learning rate falls as 1/√w."
+        return scaled(matrix=Multipliers(lr=ratios.width**-0.5, init_std=ratios.width**-0.5))
+
+Every rule must be the identity at ``Ratios()``, where the proxy was tuned. Its λ multipliers are for kinds
+that decay; which do is a word of its own, `Scaled.decay_kinds`. The published rules stand in
+`widthwise.transfer.scaling`, and this module's names are to be had from there.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import TypeVar
+
+from widthwise.proxies.config import KINDS, Kind
+from widthwise.proxies.validation import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Target divided by proxy, each a number > 0: width w, depth ℓ, batch size b and tokens t.
+
+    Raises:
+        ConfigError: a ratio is not a finite number above 0.
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    batch: float = 1.0
+    tokens: float = 1.0
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"ratios.{one.name}: must be finite and > 0, got {value!r}")
+
+    @property
+    def steps(self) -> float:
+        """Ratio of optimizer steps, s = t/b."""
+        return self.tokens / self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """Target divided by proxy, for one parameter kind.
+
+    Attributes:
+        lr: of the learning rate η.
+        weight_decay: of λ in torch's AdamW convention, θ ← θ - η(u + λθ), if the kind decays.
+        eps: of Adam's ε.
+        init_std: of the initial standard deviation.
+        forward: of the factor on what the parameter computes.
+    """
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+    init_std: float = 1.0
+    forward: float = 1.0
+
+
+UNCHANGED = Multipliers()
+"""Everything as tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """What a rule yields.
+
+    Attributes:
+        kinds: multipliers of each of the five parameter kinds.
+        residual_multiplier: factor on every branch before it joins the residual stream, target / proxy.
+        one_minus_beta: factor on 1 - β1 and on 1 - β2, target / proxy.
+        decay_kinds: the kinds that decay; proxies train with λ on their matrices alone.
+        why: a short reason per kind.
+
+    Raises:
+        ConfigError: a kind is missing or unknown, or a multiplier is negative or not finite.
+    """
+
+    kinds: Mapping[Kind, Multipliers]
+    residual_multiplier: float = 1.0
+    one_minus_beta: float = 1.0
+    decay_kinds: tuple[Kind, ...] = ("matrix",)
+    why: Mapping[Kind, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [kind for kind in KINDS if kind not in self.kinds]
+        if missing:
+            raise ConfigError(f"kinds: must cover {', '.join(KINDS)}, but {', '.join(missing)} is missing")
+        for kind, multipliers in self.kinds.items():
+            for one in fields(multipliers):
+                _require_factor(f"{kind}.{one.name}", getattr(multipliers, one.name))
+        _require_factor("residual_multiplier", self.residual_multiplier)
+        _require_factor("one_minus_beta", self.one_minus_beta)
+        for name in self.decay_kinds:
+            look_up("decay_kinds", name, dict.fromkeys(KINDS))
+
+
+def _require_factor(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name}: must be finite and >= 0, got {value!r}")
+
+
+def scaled(
+    *,
+    matrix: Multipliers,
+    embedding: Multipliers = UNCHANGED,
+    readout: Multipliers = UNCHANGED,
+    gain: Multipliers = UNCHANGED,
+    bias: Multipliers = UNCHANGED,
+    residual_multiplier: float = 1.0,
+    decay_kinds: tuple[Kind, ...] = ("matrix",),
+    why: Mapping[Kind, str] | None = None,
+) -> Scaled:
+    """Return a rule's outcome: the matrices' multipliers, and other kinds' where they change."""
+    kinds: dict[Kind, Multipliers] = {
+        "matrix": matrix,
+        "embedding": embedding,
+        "readout": readout,
+        "gain": gain,
+        "bias": bias,
+    }
+    return Scaled(
+        kinds=kinds, residual_multiplier=residual_multiplier, decay_kinds=decay_kinds, why=why or {}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Factors for another batch size or horizon, target / proxy, the same for every kind.
+
+    Attributes:
+        lr: on the learning rate η.
+        weight_decay: on λ.
+        eps: on Adam's ε.
+        one_minus_beta: on 1 - β1 and on 1 - β2.
+    """
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+    one_minus_beta: float = 1.0
+
+
+def paced(outcome: Scaled, pace: Pace) -> Scaled:
+    """Return the outcome with a pace's factors on top of its own."""
+    kinds = {
+        kind: replace(
+            one,
+            lr=one.lr * pace.lr,
+            weight_decay=one.weight_decay * pace.weight_decay,
+            eps=one.eps * pace.eps,
+        )
+        for kind, one in outcome.kinds.items()
+    }
+    return replace(outcome, kinds=kinds, one_minus_beta=outcome.one_minus_beta * pace.one_minus_beta)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named scaling rule; call it with `Ratios`.
+
+    Attributes:
+        name: what ``--rule`` and ``Recipe.at(rule=…)`` take.
+        source: the paper or the code that it comes from.
+        summary: what it does, in a sentence.
+        function: the pure function behind it.
+    """
+
+    name: str
+    source: str
+    summary: str
+    function: Callable[[Ratios], Scaled]
+
+    def __call__(self, ratios: Ratios) -> Scaled:
+        """Return the multipliers at `ratios`.
+
+        Raises:
+            ConfigError: naming the rule, where its multipliers are impossible.
+        """
+        try:
+            return self.function(ratios)
+        except ConfigError as error:
+            raise ConfigError(f"rule {self.name!r}: {error}") from None
+
+
+_registered: dict[str, Rule] = {}
+
+rules: Mapping[str, Rule] = MappingProxyType(_registered)
+"""Every registered rule by name, read-only."""
+
+
+def rule(name: str, *, source: str) -> Callable[[Callable[[Ratios], Scaled]], Callable[[Ratios], Scaled]]:
+    """Register the decorated function as the rule `name`; its docstring is the summary.
+
+    Args:
+        name: a name that is not taken.
+        source: where the rule comes from, for example an arXiv id.
+
+    Raises:
+        ConfigError: the name is taken by another function.
+    """
+
+    def register(function: Callable[[Ratios], Scaled]) -> Callable[[Ratios], Scaled]:
+        known = _registered.get(name)
+        # The same function again is a notebook's cell or a reload, not a clash.
+        if known is not None and _identity(known.function) != _identity(function):
+            raise ConfigError(f"rule: {name!r} is already registered")
+        _registered[name] = Rule(name, source, first_line(function), function)
+        return function
+
+    return register
+
+
+def first_line(described: object) -> str:
+    """Return the first line of a docstring."""
+    return (described.__doc__ or "").strip().partition("\n")[0]
+
+
+def _identity(function: Callable[[Ratios], Scaled]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
+def find_rule(name: str) -> Rule:
+    """Return the rule `name`.
+
+    Raises:
+        ConfigError: no rule has this name.
+    """
+    return look_up("rule", name, rules)
+
+
+def look_up(field_name: str, name: str, known: Mapping[str, T]) -> T:
+    """Return what `known` has for `name`.
+
+    Raises:
+        ConfigError: nothing; the message names the field, the choices and the nearest one.
+    """
+    if name not in known:
+        choices = ", ".join(known)
+        raise ConfigError(f"{field_name}: must be one of {choices}, got {name!r}{nearest(name, list(known))}")
+    return known[name]
