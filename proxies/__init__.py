@@ -31,20 +31,13 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = exported(
+__getattr__, __dir__ = exported(
     __name__,
     {
-        "AWD": "module_decay",
-        "AdaDecay": "module_decay",
-        "AlphaDecay": "module_decay",
-        "GPT": "model",
-        "ParameterTable": "shapes",
-        "RunOptions": "training",
-        "Tokens": "data",
-        "TrainResult": "training",
-        "open_tokens": "data",
-        "parameter_groups": "shapes",
-        "parameter_table": "shapes",
-        "train": "training",
+        "data": "Tokens open_tokens",
+        "model": "GPT",
+        "module_decay": "AWD AdaDecay AlphaDecay",
+        "shapes": "ParameterTable parameter_groups parameter_table",
+        "training": "RunOptions TrainResult train",
     },
 )

@@ -11,6 +11,10 @@ from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
 
 
+class DamagedCheckpoint(ConfigError):
+    """A checkpoint that cannot be read."""
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed.
 
@@ -32,14 +36,17 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
     """Read a checkpoint whose ``identity`` equals `identity`.
 
     Raises:
-        ConfigError: where the file is damaged, or was made with another horizon, context, seed or data.
+        DamagedCheckpoint: where the file is damaged.
+        ConfigError: where it was made with another horizon, context, seed or data.
     """
     try:
         _require_whole(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"checkpoint: {path} cannot be read ({reason}); remove it to start anew") from error
+        raise DamagedCheckpoint(
+            f"checkpoint: {path} cannot be read ({reason}); remove it to start anew"
+        ) from error
     if "identity" not in state:
         raise ConfigError(f"checkpoint: {path} holds something else; use another folder")
     for name, expected in identity.items():

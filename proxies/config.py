@@ -1,8 +1,8 @@
 """What a proxy is, how long it trains and with what: validated records that import neither torch nor mup."""
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from widthwise.proxies.validation import ConfigError, Record
 
@@ -12,6 +12,22 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Decay = Literal["none", "l2", "huber", "huber-prox"]
 Threshold = Literal["mean", "ema"]
 Schedule = Literal["cosine", "linear", "wsd"]
+
+
+def _below_one(betas: tuple[float, float]) -> tuple[float, float]:
+    for index, beta in enumerate(betas):
+        if not 0 <= beta < 1:
+            raise ValueError(f"{index}: must be in [0, 1), got {beta}")
+    return betas
+
+
+Betas = Annotated[tuple[float, float], AfterValidator(_below_one)]
+"""Adam's β1 and β2."""
+
+
+def _readout_multiplier(fields: dict[str, Any]) -> float:
+    # Measured at widths 32 to 256: 4 starts 2 to 5 % above ln(vocab_size) on random bytes. Without it: 35 nats.
+    return 4.0 / fields["width"] if fields["tied"] else 1.0
 
 
 class GPTConfig(Record):
@@ -38,7 +54,9 @@ class GPTConfig(Record):
         rope_base: base of the rotary positions' wavelengths.
         attention_multiplier: logits are ``attention_multiplier * q.k / head_dim`` (µP: 1/d, not 1/√d);
             4 equals the usual 1/√d at head_dim 16.
-        readout_multiplier: factor on the logits (µP: 1 at the base width, 1/w at the target).
+        readout_multiplier: factor on the logits (µP: 1 at the base width, 1/w at the target). Where the
+            readout is tied, 4 / `width` unless given: a token's embedding and the state that it is still a
+            part of have a product of about the width.
         residual_multiplier: factor on every branch before it joins the residual stream.
         embedding_std: standard deviation of the embedding.
         matrix_std: standard deviation of matrices, in units of 1/√fan_in.
@@ -60,7 +78,7 @@ class GPTConfig(Record):
     tied: bool = False
     rope_base: float = Field(10000.0, gt=1)
     attention_multiplier: float = Field(4.0, gt=0)
-    readout_multiplier: float = Field(1.0, gt=0)
+    readout_multiplier: float = Field(default_factory=_readout_multiplier, gt=0)
     residual_multiplier: float = Field(1.0, gt=0)
     embedding_std: float = Field(1.0, gt=0)
     matrix_std: float = Field(1.0, gt=0)
@@ -147,7 +165,7 @@ class Hyperparameters(Record):
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     huber_c: float | None = Field(None, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     eps: float = Field(1e-8, ge=0)
     decay: Decay = "huber"
     threshold: Threshold = "mean"
@@ -156,9 +174,6 @@ class Hyperparameters(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Hyperparameters":
-        for index, beta in enumerate(self.betas):
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas.{index}: must be in [0, 1), got {beta}")
         if self.decay.startswith("huber") and self.huber_c is None:
             raise ValueError(f"huber_c: is required where decay is {self.decay!r}, got None")
         return self

@@ -19,6 +19,7 @@ import torch
 from widthwise.proxies.shards import TokenArray, is_shard, read_tokens, reading, shard_vocab_size
 from widthwise.proxies.validation import ConfigError, nearest
 
+PYTHON = "python"  # the source that every machine has
 BYTE_VOCABULARY = 256
 GPT2_VOCABULARY = 50257
 
@@ -156,7 +157,7 @@ class Tokens:
 
 
 def open_tokens(
-    source: str | Path = "python", *, vocab_size: int | None = None, validation_fraction: float = 0.05
+    source: str | Path = PYTHON, *, vocab_size: int | None = None, validation_fraction: float = 0.05
 ) -> Tokens:
     """Open a corpus and split it; files are mapped into memory, not read.
 
@@ -176,7 +177,7 @@ def open_tokens(
     if vocab_size is not None and vocab_size < 2:
         raise ConfigError(f"vocab_size: must be >= 2, got {vocab_size}")
     name = str(source)
-    if name == "python":
+    if name == PYTHON:
         named = {name: np.frombuffer(python_source(), dtype=np.uint8)}
         return _tokens(name, named, vocab_size or BYTE_VOCABULARY, validation_fraction)
     paths = _files(Path(os.path.expanduser(name)), name)
@@ -300,4 +301,4 @@ def _samples(content: npt.NDArray[np.uint8], budget: int) -> Iterator[npt.NDArra
 
 def absolute_source(source: str | Path) -> str:
     """Return `source` as another process, in another folder, can open it: a path is made absolute."""
-    return str(Path(source).absolute()) if Path(source).exists() else str(source)
+    return PYTHON if str(source) == PYTHON else str(Path(source).expanduser().absolute())

@@ -1,12 +1,14 @@
 """Files that are whole or absent: atomic writes, and JSON that is read with errors in one line."""
 
+import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from widthwise.proxies.validation import ConfigError
 
@@ -20,17 +22,17 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     # In the same folder, because a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "w+b") as file:
+        with unfinished.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; others may read this one as they may any new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        unfinished.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        # A folder that is missing, or is a file, has nothing to remove.
+        with suppress(OSError):
+            unfinished.unlink()
         raise
 
 
@@ -38,13 +40,6 @@ def write_atomic(path: str | Path, text: str) -> None:
     """Write `text` in UTF-8, whole or not at all; errors as in `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
@@ -65,7 +60,8 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         what: what it should be, for the message: ``"a recipe"``.
 
     Raises:
-        ConfigError: the file is missing, a folder, unreadable, empty, not JSON, or not an object.
+        ConfigError: the file is missing, a folder, unreadable, empty, not JSON, or not an object, or a
+            number in it is NaN or infinite.
     """
     text = _read_text(Path(path), what)
     if not text.strip():
@@ -80,7 +76,23 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be an object, got {_JSON_NAMES[type(document)]}")
+    for field, value in _leaves(document):
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{path}: {field}: must be finite, got {value!r}")
     return document
+
+
+def _leaves(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every value that holds no others, and its path, in the document's order."""
+    remaining: list[tuple[str, Any]] = [("", document)]
+    while remaining:  # no recursion: a file may be deeper than Python's stack
+        field, value = remaining.pop()
+        if not isinstance(value, dict | list):
+            yield field, value
+            continue
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = [(f"{field}.{key}".removeprefix("."), item) for key, item in items]
+        remaining.extend(reversed(inner))
 
 
 _JSON_NAMES = {
@@ -104,3 +116,22 @@ def _read_text(path: Path, what: str) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}, must be {what}") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes; the lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: another process holds it, or it cannot be written to.
+    """
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"out: {folder} cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"out: {folder} is in use by another process that is still running") from None
+        yield

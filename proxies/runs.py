@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from widthwise.kernels import AdamHC
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
-from widthwise.proxies.optimizer import adamhc
 from widthwise.proxies.shapes import parameter_groups, parameter_table
 from widthwise.proxies.training import Metrics, RunOptions, TrainResult, train
 from widthwise.proxies.validation import Record
@@ -58,9 +58,8 @@ def run(
     table = parameter_table(
         lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
     )
-    corrected = spec.hyperparameters.corrected
-    groups = parameter_groups(model, table, lambda entry: spec.settings[entry.kind], corrected=corrected)
-    optimizer = adamhc(groups, spec.hyperparameters)
+    groups = parameter_groups(model, table, lambda entry: spec.settings[entry.kind], spec.hyperparameters)
+    optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
     if options.world_size > 1:
         model = DistributedDataParallel(model)
     return train(

@@ -8,18 +8,25 @@ or copied; afterwards only names matter. Nothing is attached to the model.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from mup.infshape import InfShape
 from mup.shape import make_base_shapes, zip_infshapes
 from torch import nn
 
-from widthwise.proxies.config import KINDS, Kind, KindSettings
+from widthwise.proxies.config import KINDS, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.validation import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _WRAPPERS = {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_LISTED = 6  # names in a message; a deep model has hundreds alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,17 @@ class ParameterTable(Mapping[str, ParameterEntry]):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def table(self) -> "Table":
+        """Return it as a table for a terminal, to be printed with `rich.print`."""
+        from rich.table import Table
+
+        title = f"width {self.base_width} → {self.width}"
+        table = Table("parameter", "kind", "width", "normalised", title=title)
+        for name, entry in self.items():
+            normalised = "yes" if entry.normalised else "no"
+            table.add_row(name, entry.kind, f"×{entry.width_multiplier:.4g}", normalised)
+        return table
+
 
 def parameter_table(
     build: Callable[[int], nn.Module],
@@ -75,7 +93,8 @@ def parameter_table(
 
     Raises:
         ConfigError: where the models of two widths differ in more than sizes, a parameter's kind cannot be
-            told, a pattern matches nothing, or no parameter is a matrix.
+            told (also where it looks like a second readout, or like a linear layer that embeds), a pattern
+            matches nothing, or no parameter is a matrix.
     """
     if delta_width is None:
         delta_width = 2 * base_width
@@ -103,8 +122,7 @@ def parameter_groups(
     model: nn.Module,
     table: ParameterTable,
     settings_for: Callable[[ParameterEntry], KindSettings],
-    *,
-    corrected: bool,
+    hyperparameters: Hyperparameters,
 ) -> list[dict[str, Any]]:
     """Sort a model's parameters into optimizer groups, one per kind and width multiplier, by name.
 
@@ -114,16 +132,18 @@ def parameter_groups(
         model: the model to be trained; parameters that need no gradient are left out.
         table: its parameter table.
         settings_for: the peak learning rate, weight decay and ε of a row.
-        corrected: whether normalised parameters get AdamC's correction.
+        hyperparameters: what does not depend on the row; ``corrected`` holds for normalised parameters.
 
     Returns:
-        Groups with ``name``, ``params``, ``lr``, ``max_lr``, ``weight_decay``, ``eps``, ``corrected``.
+        Groups for `AdamHC` with all its options but ``clip_norm``, which is not a group's; each has a ``name``.
 
     Raises:
-        ConfigError: where the model and the table do not have the same names.
+        ConfigError: where the model and the table do not have the same names, or wrappers' prefixes are all
+            that tells two names apart.
     """
-    parameters = {_plain(name): p for name, p in model.named_parameters()}
-    rows = {_plain(name): entry for name, entry in table.items()}
+    parameters, rows = dict(model.named_parameters()), dict(table)
+    if parameters.keys() != rows.keys():
+        parameters, rows = _unwrapped(parameters), _unwrapped(rows)
     if parameters.keys() != rows.keys():
         extra = sorted(parameters.keys() - rows.keys())
         missing = sorted(rows.keys() - parameters.keys())
@@ -136,12 +156,12 @@ def parameter_groups(
             continue
         entry = rows[name]
         if entry not in groups:
-            groups[entry] = _group(entry, settings_for(entry), corrected)
+            groups[entry] = _group(entry, settings_for(entry), hyperparameters)
         groups[entry]["params"].append(parameter)
     return list(groups.values())
 
 
-def _group(entry: ParameterEntry, settings: KindSettings, corrected: bool) -> dict[str, Any]:
+def _group(entry: ParameterEntry, settings: KindSettings, tuned: Hyperparameters) -> dict[str, Any]:
     return {
         "name": f"{entry.kind} x{entry.width_multiplier:g}",
         "params": [],
@@ -149,12 +169,24 @@ def _group(entry: ParameterEntry, settings: KindSettings, corrected: bool) -> di
         "max_lr": settings.lr,
         "weight_decay": settings.weight_decay,
         "eps": settings.eps,
-        "corrected": corrected and entry.normalised,
+        "betas": tuned.betas,
+        "decay": tuned.decay,
+        "huber_c": tuned.huber_c,
+        "threshold": tuned.threshold,
+        "corrected": tuned.corrected and entry.normalised,
     }
 
 
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def _unwrapped(named: Mapping[str, T]) -> dict[str, T]:
+    """Return the values by their names without the wrappers' parts."""
+    plain: dict[str, T] = {}
+    for name, value in named.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            words = ", ".join(sorted(_WRAPPERS))
+            raise ConfigError(f"table: names must differ without the parts {words}, got {short!r} twice")
+        plain[short] = value
+    return plain
 
 
 def _require_same_names(shapes: list[dict[str, torch.Size]], widths: tuple[int, int, int]) -> None:
@@ -178,7 +210,37 @@ def _kinds(
         for path, module in model.named_modules()
         for leaf, _ in module.named_parameters(recurse=False)
     }
-    return {name: forced.get(name) or _kind(name, infshapes[name], owners[name]) for name in infshapes}
+    found = {name: forced.get(name) or _kind(name, infshapes[name], owners[name]) for name in infshapes}
+    _require_no_guess(found, forced, owners)
+    return found
+
+
+def _require_no_guess(
+    kinds: Mapping[str, Kind], forced: Mapping[str, Kind], owners: Mapping[str, nn.Module]
+) -> None:
+    """Refuse kinds that the shapes suggest but that are more likely something else, with η not scaled."""
+    readouts = [name for name, kind in kinds.items() if kind == "readout"]
+    guesses = [name for name in readouts if name not in forced]
+    if guesses and len(readouts) > 1:
+        raise ConfigError(
+            f"build: must have one readout, the layer from growing to fixed size, got {_listed(readouts)}; scale "
+            f"kv heads with the width, or name them: overrides={{{guesses[0]!r}: 'readout'}} ('matrix' for η/w)"
+        )
+    embeds = [
+        name
+        for name, kind in kinds.items()
+        if kind == "embedding" and name not in forced and isinstance(owners[name], nn.Linear)
+    ]
+    if embeds:
+        raise ConfigError(
+            f"build: must not have linear layers from fixed to growing size, got {_listed(embeds)}; scale "
+            f"bottlenecks with the width, or name input layers: overrides={{{embeds[0]!r}: 'embedding'}}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(repr, names[:_LISTED])) + more
 
 
 def _matched(overrides: Mapping[str, Kind], names: list[str]) -> dict[str, Kind]:
@@ -209,7 +271,7 @@ def _kind(name: str, shape: InfShape, owner: nn.Module) -> Kind:
     if shape.ninf() == 1:
         if isinstance(owner, nn.Embedding):
             return "embedding"
-        if leaf == "weight" and isinstance(owner, nn.Linear | nn.modules.conv._ConvNd):
+        if leaf == "weight" and isinstance(owner, _LAYERS):
             return "readout" if shape[1].isinf() else "embedding"
     if isinstance(owner, _NORMS):
         return "gain"

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -138,7 +139,8 @@ def write_shards(
     """Concatenate text files, or token shards, and cut them into training and validation shards.
 
     The validation shards hold the last `validation_fraction` of the tokens. Memory is bounded:
-    the inputs are streamed. A failure removes the shards that were already written.
+    the inputs are streamed. The shards appear in `out` when all are written: where that fails they
+    are removed, and a process that was killed leaves no more than a hidden folder, which can go.
 
     Args:
         files: text files (their bytes are the tokens) or ``.bin`` shards, in the order wanted; not both.
@@ -161,18 +163,28 @@ def write_shards(
     folder = _output_folder(Path(out))
     total = sum(inputs.values())
     split = total - int(total * validation_fraction)
-    written: list[Path] = []
-    try:
+    names: list[str] = []
+    # Training shards alone would pass for a corpus. Inside `out`, because a rename does not leave a file system.
+    with TemporaryDirectory(dir=folder, prefix=".unfinished.") as unfinished:
         for name, start, stop in [("train", 0, split), ("val", split, total)]:
             for index, first in enumerate(range(start, stop, shard_tokens)):
-                path = folder / f"{name}_{index:06d}.bin"
-                _write(path, _stream(inputs, first, min(first + shard_tokens, stop)), vocab_size)
-                written.append(path)
-    except BaseException:  # a half-written folder would pass for a corpus
-        for path in written:
+                names.append(f"{name}_{index:06d}.bin")
+                tokens = _stream(inputs, first, min(first + shard_tokens, stop))
+                _write(Path(unfinished, names[-1]), tokens, vocab_size)
+        return _moved(names, Path(unfinished), folder)
+
+
+def _moved(names: Sequence[str], source: Path, target: Path) -> list[Path]:
+    """Rename the files from one folder into another, all or none, the last ones first."""
+    paths = [target / name for name in names]
+    try:
+        for path in reversed(paths):
+            (source / path.name).rename(path)
+    except BaseException:
+        for path in paths:
             path.unlink(missing_ok=True)
         raise
-    return written
+    return paths
 
 
 def _size(path: Path) -> int:

@@ -44,7 +44,7 @@ class RunOptions:
         evaluations: validation passes, evenly spaced, the last at the end.
         validation_batches: batches of each pass; always the same ones.
         checkpoint: file to resume from and to write to; None keeps nothing.
-        checkpoint_every: steps between checkpoints; None saves at every evaluation.
+        checkpoint_every: steps between checkpoints, besides one at every evaluation.
         rank: this worker's place among `world_size`.
         world_size: workers that share every batch; the model is then wrapped in DDP by the caller.
     """
@@ -128,21 +128,30 @@ def train(
     """
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
-    status: Status = "completed"
-    while run.step < horizon.steps:
+    try:
+        return run.result(_loop(run, on_metrics, before_step))
+    finally:
+        run.restore_peaks()
+
+
+def _loop(
+    run: "_Run", on_metrics: Callable[[Metrics], object] | None, before_step: BeforeStep | None
+) -> Status:
+    """Train to the end, and say how it ended."""
+    while run.step < run.horizon.steps:
         run.advance(before_step)
         if run.has_diverged():
-            status = "diverged"
-            break
+            return "diverged"
         if run.evaluation_is_due():
             metrics = run.evaluate()
+            # Told before it is saved: a death in between repeats the evaluation, and loses none.
+            stop = on_metrics is not None and on_metrics(metrics)
             run.save()
-            if on_metrics is not None and on_metrics(metrics) and run.step < horizon.steps:
-                status = "stopped"
-                break
-        elif options and options.checkpoint_every and run.step % options.checkpoint_every == 0:
+            if stop and run.step < run.horizon.steps:
+                return "stopped"
+        elif run.checkpoint_is_due():
             run.save()
-    return run.result(status)
+    return "completed"
 
 
 class _Run:
@@ -170,7 +179,7 @@ class _Run:
         self.rows = _share(self.batch_size, options.rank, options.world_size)
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
-        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
+        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
         self.started = time.perf_counter()
 
     def advance(self, before_step: BeforeStep | None = None) -> None:
@@ -204,14 +213,24 @@ class _Run:
             and not self.evaluation_is_due()
         ):
             return False
-        loss = self._mean(self.last_loss, 1)
+        # The mean too, which does not forget what happened between two looks.
+        losses = self._mean(self.last_loss, 1), self._mean(self.loss_sum, self.loss_count)
         if math.isnan(self.first_loss):
-            self.first_loss = loss
-        return not math.isfinite(loss) or loss > DIVERGED_AT * self.first_loss
+            self.first_loss = losses[0]
+        return not all(loss <= DIVERGED_AT * self.first_loss for loss in losses)
 
     def evaluation_is_due(self) -> bool:
         count, steps = self.options.evaluations, self.horizon.steps
         return self.step * count // steps > (self.step - 1) * count // steps
+
+    def checkpoint_is_due(self) -> bool:
+        every = self.options.checkpoint_every
+        return every is not None and self.step % every == 0
+
+    def restore_peaks(self) -> None:
+        """Leave the learning rates as they were, so that another call takes the same peaks."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak
 
     def evaluate(self) -> Metrics:
         """Measure the validation loss and record the metrics."""
@@ -250,7 +269,10 @@ class _Run:
 
     def save(self) -> None:
         path = self.options.checkpoint
-        if path is None or self.options.rank != 0:
+        if path is None:
+            return
+        loss_sum, loss_count = self._total(self.loss_sum, self.loss_count)
+        if self.options.rank != 0:
             return
         state = {
             "identity": self._identity(),
@@ -259,8 +281,8 @@ class _Run:
             "step": self.step,
             "seconds": self._clock(),
             "first_loss": self.first_loss,
-            "loss_sum": self.loss_sum,
-            "loss_count": self.loss_count,
+            "loss_sum": loss_sum,
+            "loss_count": loss_count,
             "history": [asdict(metrics) for metrics in self.history],
         }
         save_checkpoint(path, state)
@@ -280,8 +302,11 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.step, self.seconds = state["step"], state["seconds"]
-        self.first_loss, self.loss_sum = state["first_loss"], state["loss_sum"]
-        self.loss_count = state["loss_count"]
+        self.first_loss = state["first_loss"]
+        if self.options.rank == 0:
+            # The sum is over all workers: one of them goes on with it.
+            self.loss_sum += state["loss_sum"]
+            self.loss_count = state["loss_count"]
         self.history = [Metrics(**metrics) for metrics in state["history"]]
 
     def _identity(self) -> dict[str, Any]:
@@ -314,15 +339,20 @@ class _Run:
         self.bare_model.train()
         return self._mean(total, count)
 
-    def _mean(self, total: Tensor, count: int) -> float:
+    def _mean(self, total: Tensor, count: float) -> float:
         """Return Σtotal / Σcount over all workers."""
+        total_sum, total_count = self._total(total, count)
+        return total_sum / total_count
+
+    def _total(self, total: Tensor, count: float) -> tuple[float, float]:
+        """Return Σtotal and Σcount over all workers."""
         if self.options.world_size == 1:
-            return float(total) / count
+            return float(total), count
         pair = torch.stack(
             (total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device))
         )
         dist.all_reduce(pair)
-        return float(pair[0] / pair[1])
+        return float(pair[0]), float(pair[1])
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")

@@ -45,7 +45,8 @@ class Record(BaseModel):
 
 def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
     """Say the first of a ValidationError's complaints in one line, and how many more there are."""
-    complaints = error.errors()
+    # A default that follows from a faulty field is no second complaint.
+    complaints = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
     first = complaints[0]
     path = ".".join(str(part) for part in first["loc"])
     head = f"{where}: " if where else ""

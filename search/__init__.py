@@ -11,12 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchSpace", "SweepConfig", "SweepResult", "sweep"]
 
-__getattr__ = exported(
+__getattr__, __dir__ = exported(
     __name__,
     {
-        "SearchSpace": "space",
-        "SweepConfig": "config",
-        "SweepResult": "sweeping",
-        "sweep": "sweeping",
+        "config": "SweepConfig",
+        "space": "SearchSpace",
+        "sweeping": "SweepResult sweep",
     },
 )

@@ -6,8 +6,9 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError
@@ -25,29 +26,39 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     before keeps what Ray read then: it listens on all interfaces, behind the token.
 
     Args:
-        address: ``host:port`` or ``auto``; None starts a local Ray.
+        address: ``host:port`` or ``auto``, where `require_ray` found one; None starts a local Ray.
         cpus: logical cores of a local Ray; None takes the machine's.
-
-    Raises:
-        ConfigError: where no Ray answers at `address`.
     """
-    for name, value in (_QUIET if address is not None else _QUIET | _LOCAL).items():
-        os.environ.setdefault(name, value)
-    if address is not None:
-        require_ray(address)
-    else:
-        # Ray switches token authentication on for a local cluster; given a token, it writes no file.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    with _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()):
+        import ray
+
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set what is not set, and leave the environment as it was."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in defaults.items() if name not in before})
     try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@cache
+def _token() -> dict[str, str]:
+    # Ray switches token authentication on for a local cluster; given a token, it writes no file.
+    # One for all sessions of a process, because Ray keeps the first that it read.
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def require_ray(address: str) -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from widthwise.proxies.config import GPTConfig, Horizon, Threshold
+from widthwise.proxies.config import Betas, GPTConfig, Horizon, Threshold
 from widthwise.proxies.validation import Record
 from widthwise.search.space import SearchSpace
 
@@ -37,7 +37,7 @@ class SweepConfig(Record):
     seed: int = Field(0, ge=0)
     concurrency: int | None = Field(None, ge=1)
     gpus_per_trial: float | None = Field(None, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     eps: float = Field(1e-8, ge=0)
     threshold: Threshold = "mean"
     corrected: bool = True

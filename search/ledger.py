@@ -4,14 +4,14 @@ Which trial comes next, which are finalists and what is still missing are functi
 that a sweep killed at any moment goes on where it was. Ray Tune only executes (see ``sweeping``).
 """
 
-import fcntl
 import json
 import math
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -19,7 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
-from widthwise.proxies.files import write_atomic
+from widthwise.proxies.files import locked, write_atomic
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 
@@ -52,7 +52,8 @@ class Ledger:
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
         require_folder(out, resume=resume)
-        self._lock = _locked(out)
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(out))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             self.study = _loaded(out) if resume else _created(out)
@@ -63,6 +64,15 @@ class Ledger:
         self.study.pruner = _pruner(config)
         self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
         self.write_records()
+
+    def require_data(self, fingerprint: str) -> None:
+        """Raise a ConfigError where the sweep was started on other tokens; losses of two corpora do not compare."""
+        known = self.study.user_attrs.get("data_fingerprint")
+        if known not in (None, fingerprint):
+            raise ConfigError(
+                f"data: must hold the tokens that the sweep in {self.out} was started with, but differs"
+            )
+        self.study.set_user_attr("data_fingerprint", fingerprint)
 
     def close(self) -> None:
         """Release the folder."""
@@ -123,7 +133,9 @@ class Ledger:
         if not math.isfinite(loss) or step in known:
             return False
         trial.report(loss, step)
-        return self.config.prune and "confirms" not in trial.user_attrs and trial.should_prune()
+        if not self.config.prune or step >= self.config.horizon.steps or "confirms" in trial.user_attrs:
+            return False
+        return trial.should_prune()
 
     def finish(self, number: int, status: Status, outcome: Mapping[str, Any]) -> None:
         """Close a trial and remove its checkpoint: pruned if stopped, infinitely bad if diverged, or failed."""
@@ -235,7 +247,7 @@ class Ledger:
         }
 
 
-_MAY_CHANGE = {"trials", "concurrency", "gpus_per_trial", "finalists", "seeds"}
+_MAY_CHANGE = {"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds"}
 
 
 def require_folder(out: Path, *, resume: bool) -> None:
@@ -247,9 +259,10 @@ def require_folder(out: Path, *, resume: bool) -> None:
         )
     if resume and not exists:
         raise ConfigError(f"out: {out} holds no sweep to resume")
+    if (out / "plan.json").exists():
+        raise ConfigError(f"out: {out} holds a target run; name another folder")
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
-        (out / ".lock").touch()
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
@@ -280,16 +293,6 @@ def _loaded(out: Path) -> optuna.Study:
 
 def _storage(out: Path) -> str:
     return f"sqlite:///{out / 'study.db'}"
-
-
-def _locked(out: Path) -> IO[str]:
-    file = (out / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError(f"out: {out} is in use by another sweep that is still running") from None
-    return file
 
 
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:

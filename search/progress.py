@@ -40,8 +40,7 @@ class Progress:
         self.bar = progress_bar("sweep", self.console)
         self.task = self.bar.add_task("starting Ray", total=ledger.total)
         self.parts: dict[int, float] = {}
-        self.told = {record["number"] for record in ledger.records()}
-        self.best: float | None = None
+        self.records = ledger.records()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -59,21 +58,19 @@ class Progress:
 
     def ended(self) -> None:
         """Redraw after a trial has ended."""
-        records = self.ledger.records()
-        for record in records:
-            if record["number"] not in self.told and not self.console.is_terminal:
+        told = {record["number"] for record in self.records}
+        self.records = self.ledger.records()
+        for record in self.records:
+            if record["number"] not in told and not self.console.is_terminal:
                 loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
                 self.console.print(
                     f"trial {record['number']} {record['status']}, loss {loss}", highlight=False
                 )
-        self.told = {record["number"] for record in records}
-        self.best = min(
-            (record["loss"] for record in records if record["status"] == "completed"), default=None
-        )
         self._draw()
 
     def _draw(self) -> None:
         running = sum(self.parts.get(number, 0.0) for number in self.ledger.live)
-        best = "-" if self.best is None else f"{self.best:.4f}"
-        text = f"{len(self.told)}/{self.ledger.total} trials, best loss {best}"
-        self.bar.update(self.task, completed=len(self.told) + running, description=text)
+        losses = [record["loss"] for record in self.records if record["status"] == "completed"]
+        best = f"{min(losses):.4f}" if losses else "-"
+        text = f"{len(self.records)}/{self.ledger.total} trials, best loss {best}"
+        self.bar.update(self.task, completed=len(self.records) + running, description=text)

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,29 +17,48 @@ from widthwise.search.config import SweepConfig
 from widthwise.search.ledger import MAX_FAILURES, Ledger
 from widthwise.search.progress import Progress
 
+# assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
+EDGE = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
-class Finalist:
-    """One setting trained with several seeds; `losses` are validation losses in nats per token, by seed."""
+class SeedLosses:
+    """What one setting came to with several seeds.
 
-    number: int
-    hyperparameters: Hyperparameters
+    The setting was chosen for its loss with the first seed, which flatters it: of many settings, the best one is
+    also a lucky one. Its losses with the other seeds are not chosen, so that finalists are compared by these.
+
+    Attributes:
+        losses: validation losses in nats per token, by seed, the one that the setting was chosen on first;
+            infinite where the run diverged.
+    """
+
     losses: Mapping[int, float]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finalist as plain data."""
+        """Return the losses and what is made of them as plain data; None for an infinite loss."""
         return {
-            "number": self.number,
-            "hyperparameters": self.hyperparameters.model_dump(mode="json"),
             "losses": {str(seed): _finite(loss) for seed, loss in self.losses.items()},
             "mean": _finite(self.mean),
+            "confirmed": None if self.confirmed is None else _finite(self.confirmed),
             "spread": self.spread,
         }
 
     @property
     def mean(self) -> float:
-        """Mean loss over the seeds."""
+        """Mean loss over all seeds."""
         return statistics.fmean(self.losses.values())
+
+    @property
+    def confirmed(self) -> float | None:
+        """Mean loss over the seeds that the setting was not chosen on; None where there are none."""
+        _, *others = self.losses.values()
+        return statistics.fmean(others) if others else None
+
+    @property
+    def score(self) -> float:
+        """What finalists are compared by, the lower the better: `confirmed`, else `mean`."""
+        return self.mean if self.confirmed is None else self.confirmed
 
     @property
     def spread(self) -> float | None:
@@ -51,15 +69,29 @@ class Finalist:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finalist(SeedLosses):
+    """One of a sweep's best settings, tried with several seeds."""
+
+    number: int
+    hyperparameters: Hyperparameters
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the finalist as plain data."""
+        hyperparameters = self.hyperparameters.model_dump(mode="json")
+        return {"number": self.number, "hyperparameters": hyperparameters, **super().as_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepResult:
     """What a sweep found.
 
     Attributes:
         config: what was swept.
-        finalists: best first, by mean loss over the seeds.
+        finalists: best first, by mean loss over the seeds that they were not chosen on.
         records: every finished trial, as in ``trials.jsonl``.
         finished: False where the sweep was interrupted and can be resumed.
-        seconds: wall time of this session.
+        seconds: what all trials took, one after the other.
+        ended: when the last trial ended; None before any did.
         data_fingerprint: identifies the tokens.
     """
 
@@ -68,22 +100,49 @@ class SweepResult:
     records: list[dict[str, Any]]
     finished: bool
     seconds: float
+    ended: datetime | None
     data_fingerprint: str
 
     @property
     def best(self) -> Finalist:
-        """The finalist with the lowest mean loss."""
+        """The finalist with the lowest loss, as `SeedLosses.score` has it."""
         return self.finalists[0]
 
+    @property
+    def best_by_decay(self) -> dict[str, float | None]:
+        """The lowest loss of each form of decay, with the seed that all proposals share; None where none completed.
+
+        A gain of Huber's is one over AdamW (``l2``) at AdamW's own best λ, not over Huber's λ without Huber.
+        """
+        completed = [
+            record
+            for record in self.records
+            if record["status"] == "completed" and record["confirms"] is None
+        ]
+        return {
+            decay: min(
+                (one["loss"] for one in completed if one["hyperparameters"]["decay"] == decay), default=None
+            )
+            for decay in self.config.space.decay
+        }
+
+    @property
+    def at_edge(self) -> list[str]:
+        """The searched hyperparameters whose best value lies within `EDGE` of an end of its range."""
+        best, space = self.best.hyperparameters, self.config.space
+        values = {"lr": best.lr, "weight_decay": best.weight_decay, "huber_c": best.huber_c}
+        return [name for name, value in values.items() if value and _is_at_edge(value, *getattr(space, name))]
+
     def provenance(self) -> dict[str, Any]:
-        """Return what produced the result: data, seed, versions and time."""
+        """Return what produced the result: the whole configuration, data, seed, versions and time."""
         return {
             "data": self.config.data,
             "data_fingerprint": self.data_fingerprint,
             "seed": self.config.seed,
             "seconds": round(self.seconds, 1),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": self.ended and self.ended.astimezone(UTC).isoformat(timespec="seconds"),
             "versions": {name: version(name) for name in ("widthwise", "torch", "mup", "ray", "optuna")},
+            "config": self.config.model_dump(mode="json"),
         }
 
 
@@ -111,7 +170,6 @@ def sweep(
         ConfigError: for a user's mistake, before anything is written.
         RunError: where no trial completed, or trials keep failing.
     """
-    started = time.perf_counter()
     config = config.model_copy(update={"data": absolute_source(config.data)})
     tokens = open_tokens(config.data, vocab_size=config.model.vocab_size)
     tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
@@ -119,18 +177,27 @@ def sweep(
         require_ray(address)
     ledger = Ledger(config, out, resume=resume)
     try:
+        ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():
             _run(ledger, address, show_progress)
-        return SweepResult(
-            config=config,
-            finalists=_finalists(ledger),
-            records=ledger.records(),
-            finished=ledger.is_finished(),
-            seconds=time.perf_counter() - started,
-            data_fingerprint=tokens.fingerprint,
-        )
+        return result_of(ledger, tokens.fingerprint)
     finally:
         ledger.close()
+
+
+def result_of(ledger: Ledger, data_fingerprint: str) -> SweepResult:
+    """Return what stands in a sweep's books; the same for the same books, whenever it is asked."""
+    records = ledger.records()
+    ends = [trial.datetime_complete for trial in ledger.study.get_trials(deepcopy=False)]
+    return SweepResult(
+        config=ledger.config,
+        finalists=_finalists(ledger),
+        records=records,
+        finished=ledger.is_finished(),
+        seconds=sum(record["seconds"] for record in records),
+        ended=max((end for end in ends if end is not None), default=None),
+        data_fingerprint=data_fingerprint,
+    )
 
 
 def _run(ledger: Ledger, address: str | None, show_progress: bool) -> None:
@@ -150,13 +217,21 @@ def _finalists(ledger: Ledger) -> list[Finalist]:
     finalists = []
     for trial in ledger.finalists():
         runs = [trial, *ledger.confirmations(trial.number)]
-        # A finalist that diverges with another seed is no finalist: its mean is infinite.
+        # A finalist that diverges with another seed is no finalist: its score is infinite.
         losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
         hyperparameters = ledger.hyperparameters(trial)
         finalists.append(Finalist(number=trial.number, hyperparameters=hyperparameters, losses=losses))
     if ledger.is_finished() and not any(math.isfinite(finalist.mean) for finalist in finalists):
         raise RunError("no trial completed with every seed: all diverged; lower the bounds of space.lr")
-    return sorted(finalists, key=lambda finalist: finalist.mean)
+    return sorted(finalists, key=lambda finalist: finalist.score)
+
+
+def _is_at_edge(value: float, low: float, high: float) -> bool:
+    """Return whether a value lies close to an end of its log-uniform range; a range of one value has no ends."""
+    if low == high:
+        return False
+    place = math.log(value / low) / math.log(high / low)
+    return not EDGE < place < 1 - EDGE
 
 
 def _finite(loss: float) -> float | None:

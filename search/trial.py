@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from widthwise.proxies.checkpoint import DamagedCheckpoint
 from widthwise.proxies.runs import RunSpec, device_options, run
 from widthwise.proxies.training import Metrics, RunOptions
 
@@ -19,9 +20,14 @@ def trainable(config: Mapping[str, Any]) -> None:
     """
     torch.set_num_threads(1)
     checkpoint = Path(config["folder"]) / "checkpoint.pt"
+    options = RunOptions(checkpoint=checkpoint, **config["options"], **device_options())
+    spec = RunSpec.model_validate_json(config["spec"])
     try:
-        options = RunOptions(checkpoint=checkpoint, **config["options"], **device_options())
-        result = run(RunSpec.model_validate_json(config["spec"]), options, _report)
+        try:
+            result = run(spec, options, _report)
+        except DamagedCheckpoint:
+            checkpoint.unlink()
+            result = run(spec, options, _report)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         tune.report({"status": "failed", "error": reason})

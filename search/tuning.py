@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.runs import RunSpec, base_settings
+from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 from widthwise.search.ledger import Ledger, Status
 from widthwise.search.progress import Progress
@@ -26,7 +27,7 @@ RETRIES = 2
 
 def run_trials(ledger: Ledger, resources: Mapping[str, float], progress: Progress) -> None:
     """Run the trials that the ledger wants, on a cluster with `resources`, until it wants no more or Ctrl-C."""
-    share = _gpu_share(ledger.config, resources)
+    share = _gpu_share(ledger.config, resources.get("GPU", 0.0))
     limit = ledger.config.concurrency or _capacity(resources, share)
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
@@ -57,7 +58,8 @@ class _Proposer(_Unsaved, Searcher):
     """Hands the ledger's trials to Tune, and Tune's endings to the ledger."""
 
     def __init__(self, ledger: Ledger, limit: int, progress: Progress) -> None:
-        super().__init__(metric="loss", mode="min")
+        # No metric: Tune would refuse a result without it, and a failed trial has none.
+        super().__init__()
         self.ledger, self.limit, self.progress = ledger, limit, progress
         self.numbers: dict[str, int] = {}
 
@@ -127,10 +129,13 @@ def _spec(config: SweepConfig, hyperparameters: Hyperparameters) -> RunSpec:
     )
 
 
-def _gpu_share(config: SweepConfig, resources: Mapping[str, float]) -> float:
-    if config.gpus_per_trial is not None:
-        return config.gpus_per_trial
-    return 1.0 if resources.get("GPU", 0) else 0.0
+def _gpu_share(config: SweepConfig, gpus: float) -> float:
+    if config.gpus_per_trial is None:
+        return 1.0 if gpus else 0.0
+    if config.gpus_per_trial and not gpus:
+        # Tune would wait for one for ever.
+        raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {config.gpus_per_trial}")
+    return config.gpus_per_trial
 
 
 def _capacity(resources: Mapping[str, float], share: float) -> int:

@@ -27,6 +27,16 @@ if importlib.util.find_spec("kernels") is not None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a CUDA device where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     """Return the folder with real text (tinyshakespeare.txt, wikitext2_valid_gpt2.bin), if this machine has it."""

@@ -32,24 +32,15 @@ __all__ = [
     "scaled",
 ]
 
-__getattr__ = exported(
+__getattr__, __dir__ = exported(
     __name__,
     {
-        "HorizonRule": "horizons",
-        "LaunchOptions": "launching",
-        "Multipliers": "scaling",
-        "Plan": "plan",
-        "Ratios": "scaling",
-        "Recipe": "recipe",
-        "Rule": "scaling",
-        "Scaled": "scaling",
-        "horizon_rules": "horizons",
-        "decay_scales": "spectra",
-        "hill_alpha": "spectra",
-        "launch": "launching",
-        "report": "reporting",
-        "rule": "scaling",
-        "rules": "scaling",
-        "scaled": "scaling",
+        "horizons": "HorizonRule horizon_rules",
+        "launching": "LaunchOptions launch",
+        "plan": "Plan",
+        "recipe": "Recipe",
+        "reporting": "report",
+        "scaling": "Multipliers Ratios Rule Scaled rule rules scaled",
+        "spectra": "decay_scales hill_alpha",
     },
 )

@@ -32,6 +32,7 @@ COMMANDS = {
     "sweep": "sweep.Sweep",
     "scale": "scale.Scale",
     "rules": "rules.Rules",
+    "table": "table.Table",
     "launch": "launch.Launch",
     "data": "data.Data",
     "doctor": "doctor.Doctor",

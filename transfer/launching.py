@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from widthwise.proxies.data import absolute_source, open_tokens
-from widthwise.proxies.files import read_json, write_atomic, write_json
+from widthwise.proxies.files import locked, read_json, write_atomic, write_json
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.training import Metrics
@@ -39,7 +39,7 @@ class LaunchOptions(Record):
         data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
         seed: decides initialisation and batches.
         workers: data-parallel workers that share every batch.
-        checkpoint_every: steps between checkpoints; None saves at every evaluation.
+        checkpoint_every: steps between checkpoints, besides one at every evaluation.
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
@@ -87,17 +87,28 @@ def launch(
     options = options or LaunchOptions()
     out = out.resolve()
     _require_fitting(plan, options)
+    options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)
-    document = {**plan.document(), "data": absolute_source(options.data), "seed": options.seed}
-    if options.module_decay is not None:
-        document["module_decay"] = options.module_decay.model_dump(mode="json")
-    _prepare(plan, document, out, resume=resume)
+    document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
+    _require_folder(out, document, resume=resume)
     if (out / "result.json").exists():
         return read_json(out / "result.json", "a result")
-    with following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress):
-        _train(plan, out, options, address)
+    with (
+        locked(out),
+        following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress),
+        ray_session(address, cpus=max(_cores(), options.workers)) as ray,
+        _interruptible(),
+    ):
+        resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
+        plan.recipe.save(out / "recipe.json")
+        write_json(out / "plan.json", document)
+        _train(plan, out, options, resources)
     return read_json(out / "result.json", "a result")
+
+
+# What a resumed run must share with the one that it goes on with, besides the plan.
+_DECIDING = {"data", "seed", "module_decay"}
 
 
 def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
@@ -112,69 +123,75 @@ def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     tokens.require(plan.model.context, sequences)
 
 
-def _prepare(plan: Plan, document: dict[str, Any], out: Path, *, resume: bool) -> None:
-    """Write the recipe and the plan into the folder, or compare them with what stands there."""
+def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder, or raise a ConfigError where it holds something else."""
     path = out / "plan.json"
+    if (out / "study.db").exists():
+        raise ConfigError(f"out: {out} holds a sweep; name another folder")
     if path.exists() and not resume:
         raise ConfigError(
             f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
         )
     if resume and not path.exists():
         raise ConfigError(f"out: {out} holds no target run to resume")
-    if resume and read_json(path, "a plan") != document:
+    if resume and read_json(path, "a plan") != json.loads(json.dumps(document)):
         raise ConfigError(f"out: {out} holds a run with another plan, data or seed; see {path}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        plan.recipe.save(out / "recipe.json")
-        write_json(path, document)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
 
-def _train(plan: Plan, out: Path, options: LaunchOptions, address: str | None) -> None:
+def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> dict[str, int]:
+    """Return what each worker gets: a GPU where there are any, and the cores of a local machine.
+
+    Raises:
+        ConfigError: there is not enough; Ray would wait for more nodes, without a word and without an end.
+    """
+    for name in ("GPU", "CPU"):
+        there = cluster.get(name, 0)
+        if workers > there and (there or name == "CPU"):
+            raise ConfigError(f"workers: must be <= the {there:g} {name}s that Ray has, got {workers}")
+    return {"CPU": max(1, _cores() // workers) if local else 1, "GPU": int("GPU" in cluster)}
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _train(plan: Plan, out: Path, options: LaunchOptions, resources: dict[str, int]) -> None:
     """Run Ray Train until the run has ended, well or badly."""
-    cores = os.cpu_count() or 1
-    with ray_session(address, cpus=max(cores, options.workers)) as ray, _interruptible():
-        from ray import train
-        from ray.train.torch import TorchTrainer
+    from ray import train
+    from ray.train.torch import TorchTrainer
 
-        _require_room(ray.cluster_resources().get("CPU", 0), options.workers)
-        gpu = int(ray.cluster_resources().get("GPU", 0) >= options.workers)
-        cpus = 1 if address is not None else max(1, cores // options.workers)
-        scratch = out / ".ray"
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "spec": _spec(plan, options).model_dump_json(),
-                "out": str(out),
-                "options": {name: getattr(options, name) for name in _RUN_OPTIONS},
-                "threads": cpus,
-                "outcome": {"rule": plan.rule, "width": plan.model.width},
-            },
-            scaling_config=train.ScalingConfig(
-                num_workers=options.workers,
-                use_gpu=bool(gpu),
-                resources_per_worker={"CPU": cpus, "GPU": gpu},
-            ),
-            run_config=train.RunConfig(
-                storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
-            ),
-        )
-        try:
-            trainer.fit()
-        except train.TrainingFailedError as error:
-            raise RunError(f"{_cause(error)}; go on with --resume") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    scratch = out / ".ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "spec": _spec(plan, options).model_dump_json(),
+            "out": str(out),
+            "options": options.model_dump(include=_RUN_OPTIONS),
+            "threads": resources["CPU"],
+            "outcome": {"rule": plan.rule, "width": plan.model.width},
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=options.workers,
+            use_gpu=bool(resources["GPU"]),
+            resources_per_worker=resources,
+        ),
+        run_config=train.RunConfig(
+            storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.TrainingFailedError as error:
+        raise RunError(f"{_cause(error)}; go on with --resume") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _require_room(cpus: float, workers: int) -> None:
-    # Ray would wait for more nodes, without a word and without an end.
-    if workers > cpus:
-        raise ConfigError(f"workers: must be <= the cluster's {cpus:g} CPUs, got {workers}")
-
-
-_RUN_OPTIONS = ("seed", "compile", "evaluations", "validation_batches", "checkpoint_every")
+_RUN_OPTIONS = {"seed", "compile", "evaluations", "validation_batches", "checkpoint_every"}
 
 
 def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
@@ -182,9 +199,9 @@ def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
         model=plan.model,
         base_width=plan.recipe.proxy.width,
         horizon=plan.horizon,
-        hyperparameters=plan.recipe.hyperparameters.model_copy(update={"betas": plan.betas}),
+        hyperparameters=plan.hyperparameters,
         settings={kind: plan.settings(kind) for kind in plan.kinds},
-        data=absolute_source(options.data),
+        data=options.data,
         module_decay=options.module_decay,
     )
 

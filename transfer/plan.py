@@ -72,6 +72,11 @@ class Plan:
     betas: tuple[float, float]
     residual_multiplier: float
 
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The recipe's hyperparameters with the plan's betas."""
+        return self.recipe.hyperparameters.model_copy(update={"betas": self.betas})
+
     def settings(self, kind: Kind, width_multiplier: float | None = None) -> KindSettings:
         """Return η, λ and ε of a kind, or of one parameter whose width grew by its own factor.
 
@@ -87,7 +92,7 @@ class Plan:
         return KindSettings(lr=planned.lr, weight_decay=planned.weight_decay, eps=planned.eps)
 
     def parameter_groups(self, model: "nn.Module", table: "ParameterTable") -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups for a model of the target's width, the plan's betas in them.
+        """Return the optimizer's parameter groups for a model of the target's width: all options but clip_norm.
 
         Args:
             model: the target, also after ``fully_shard`` or ``torch.compile``: matched by name.
@@ -107,9 +112,7 @@ class Plan:
         def settings_for(entry: "ParameterEntry") -> KindSettings:
             return self.settings(entry.kind, entry.width_multiplier)
 
-        corrected = self.recipe.hyperparameters.corrected
-        groups = parameter_groups(model, table, settings_for, corrected=corrected)
-        return [{**group, "betas": self.betas} for group in groups]
+        return parameter_groups(model, table, settings_for, self.hyperparameters)
 
     @property
     def decay_horizon(self) -> float:
@@ -140,6 +143,7 @@ class Plan:
     def notes(self) -> list[str]:
         """Return what to know about the plan besides its values, a line each: the reasons, the horizon."""
         lines = [f"{kind}: {planned.why}" for kind, planned in self.kinds.items() if planned.why]
+        lines.append(self._trained_with())
         if self.horizon_rule != "none":
             lines.append(f"horizon rule {self.horizon_rule}: {find_horizon_rule(self.horizon_rule).summary}")
         if self.betas != self.recipe.hyperparameters.betas:
@@ -150,6 +154,29 @@ class Plan:
             named = ", ".join(self.decay_kinds) or "nothing"
             lines.append(f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay")
         return lines + self._decay_notes()
+
+    def _trained_with(self) -> str:
+        """Return what every kind shares: the form of the decay, the betas, the clipping and the schedule."""
+        tuned, horizon = self.hyperparameters, self.horizon
+        form: str = tuned.decay
+        if form.startswith("huber"):
+            form += f" with c = {tuned.huber_c:.6g}, threshold {tuned.threshold}"
+        clipping = (
+            "no clipping" if tuned.clip_norm is None else f"gradients clipped to norm {tuned.clip_norm:g}"
+        )
+        end = f" to {horizon.final_fraction:g} of the peak"
+        if horizon.schedule == "wsd":
+            end += f" over the last {horizon.decay_fraction:.4g} of the steps"
+        return "; ".join(
+            [
+                f"optimizer: decay {form}",
+                "corrected (AdamC) on matrices" if tuned.corrected else "not corrected",
+                f"β1 and β2 {tuned.betas[0]:.6g} and {tuned.betas[1]:.6g}",
+                clipping,
+                f"{horizon.steps} steps of {horizon.batch_tokens} tokens",
+                f"schedule {horizon.schedule}{end}, warm-up {horizon.warmup_fraction:.4g} of the steps",
+            ]
+        )
 
     def _decay_notes(self) -> list[str]:
         """Return how far the matrices decay, and their λ in other conventions."""
@@ -168,13 +195,17 @@ class Plan:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document that ``widthwise scale --json`` prints."""
+        """Return the document that ``widthwise scale --json`` prints.
+
+        ``hyperparameters`` holds what every kind shares, and η, λ and ε before their multipliers.
+        """
         return {
             "rule": self.rule,
             "horizon_rule": self.horizon_rule,
             "ratios": asdict(self.ratios),
             "kinds": {kind: asdict(planned) for kind, planned in self.kinds.items()},
-            "betas": list(self.betas),
+            "hyperparameters": self.hyperparameters.model_dump(mode="json"),
+            "horizon": self.horizon.model_dump(mode="json"),
             "residual_multiplier": self.residual_multiplier,
             "decay_kinds": list(self.decay_kinds),
             "independent_weight_decay": {
@@ -186,12 +217,11 @@ class Plan:
         }
 
     def document(self) -> dict[str, Any]:
-        """Return what a target run's ``plan.json`` holds: `as_json`, and the target's model and horizon."""
+        """Return what a target run's ``plan.json`` holds: `as_json`, and the target's model."""
         return {
             **self.as_json(),
             "base_width": self.recipe.proxy.width,
             "model": self.model.model_dump(mode="json"),
-            "horizon": self.horizon.model_dump(mode="json"),
         }
 
     def table(self) -> "Table":
@@ -215,9 +245,7 @@ def make_plan(
     """Return the plan of `recipe` at a target; `Recipe.at` has the arguments and the errors."""
     model = _replaced(recipe.proxy, width=width, depth=depth)
     horizon = _replaced(recipe.horizon, batch_tokens=batch_tokens, tokens=tokens)
-    context, batch = model.context, horizon.batch_tokens
-    if batch % context:
-        raise ConfigError(f"batch_tokens: must be a multiple of context = {context}, got {batch}")
+    horizon.sequences(model.context)
     ratios = Ratios(
         width=model.width / recipe.proxy.width,
         depth=model.depth / recipe.proxy.depth,

@@ -86,10 +86,14 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
         "batch_tokens": plan.horizon.batch_tokens,
         "tokens": plan.horizon.tokens,
     }
+    tuned, horizon = plan.hyperparameters, plan.horizon
+    shared = ("decay", "huber_c", "threshold", "corrected", "clip_norm")
     run = {
         "residual_multiplier": plan.residual_multiplier,
-        "beta1": plan.betas[0],
-        "beta2": plan.betas[1],
+        "beta1": tuned.betas[0],
+        "beta2": tuned.betas[1],
+        **{name: getattr(tuned, name) for name in shared},
+        **horizon.model_dump(include={"schedule", "warmup_fraction", "final_fraction", "decay_fraction"}),
     }
     rows = []
     for kind, planned in plan.kinds.items():

@@ -1,6 +1,6 @@
 """The recipe: tuned hyperparameters, the proxy they were tuned on, the horizon, and the evidence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from widthwise.proxies.files import read_json, write_json
 from widthwise.proxies.validation import ConfigError, Record
 
 if TYPE_CHECKING:
-    from widthwise.search import SweepResult
+    from widthwise.search import SearchSpace, SweepResult
     from widthwise.transfer.plan import Plan
 
 SCHEMA: Literal["widthwise/recipe/1"] = "widthwise/recipe/1"
@@ -23,6 +23,27 @@ _STATED = {
 }
 
 
+_SYMBOLS = {"lr": "η", "weight_decay": "λ", "huber_c": "c"}
+
+
+def evidence_notes(
+    best_by_decay: Mapping[str, float | None],
+    at_edge: Iterable[str],
+    space: "SearchSpace | None",
+) -> list[str]:
+    """Return what a sweep's evidence says besides its losses, a line each: the forms of decay, the ranges' ends."""
+    losses = [
+        f"{name} {'none completed' if loss is None else f'{loss:.4f}'}"
+        for name, loss in best_by_decay.items()
+    ]
+    lines = [f"best loss by form of decay, one seed each: {', '.join(losses)}"] if losses else []
+    for name in at_edge:
+        ends = getattr(space, name, None)
+        span = "" if ends is None else f" [{ends[0]:g}, {ends[1]:g}]"
+        lines.append(f"note: {_SYMBOLS.get(name, name)} is at the edge of its range{span}: widen it")
+    return lines
+
+
 class Recipe(Record):
     """What a proxy sweep ends with, and what a plan at any width is made from; one JSON file.
 
@@ -32,7 +53,7 @@ class Recipe(Record):
         proxy: the model they were tuned on; its width is the base width, where all multipliers are 1.
         horizon: how long it trained: batch size, tokens and schedule.
         evidence: what a sweep or a check measured, or None.
-        provenance: what produced the recipe (versions, seed, command), or None.
+        provenance: what produced the recipe (the sweep's configuration, versions, time), or None.
     """
 
     schema_: Literal["widthwise/recipe/1"] = Field(SCHEMA, alias="schema")
@@ -71,7 +92,10 @@ class Recipe(Record):
         best = result.best
         evidence = {
             "loss": best.mean,
+            "confirmed": best.confirmed,
             "seed_spread": best.spread,
+            "best_by_decay": result.best_by_decay,
+            "at_edge": result.at_edge,
             "finalists": [finalist.as_json() for finalist in result.finalists],
             "trials": dict(Counter(record["status"] for record in result.records)),
         }

@@ -56,7 +56,9 @@ def _maximal_update(
 def fan_sqrt(ratios: Ratios) -> Scaled:
     """µP with λ ∝ √w on matrices: their top singular values then match, as observed on LLaMA-like models."""
     return _maximal_update(
-        ratios.width, weight_decay=ratios.width**0.5, why="λ ∝ √w keeps the top singular value"
+        ratios.width,
+        weight_decay=ratios.width**0.5,
+        why="λ ∝ √w keeps the top singular value, as observed in arXiv 2510.15262",
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, KindSettings
 from widthwise.proxies.validation import ConfigError, Record
+from widthwise.search import SweepConfig
 
 TUNED = {"lr": 0.02, "weight_decay": 0.4, "huber_c": 2.0}
 
@@ -21,6 +22,15 @@ def test_kinds_are_the_five_of_the_table() -> None:
 def test_the_feed_forward_has_mlp_ratio_times_the_width() -> None:
     assert GPTConfig(width=96, mlp_ratio=2.5).hidden == 240
     assert GPTConfig(width=384, mlp_ratio=8 / 3).hidden == 1024
+
+
+def test_a_tied_readout_is_scaled_down_unless_told_otherwise() -> None:
+    assert GPTConfig(width=256).readout_multiplier == 1.0
+    tied = GPTConfig(width=256, tied=True)
+    assert tied.readout_multiplier == 4 / 256
+    # A number in JSON: a wider copy keeps the proxy's, which the plan scales.
+    assert GPTConfig.parse({**tied.model_dump(mode="json"), "width": 512}).readout_multiplier == 4 / 256
+    assert GPTConfig(tied=True, readout_multiplier=1.0).readout_multiplier == 1.0
 
 
 def test_steps_are_whole_batches_and_batches_whole_sequences() -> None:
@@ -71,6 +81,7 @@ def test_records_are_frozen_and_survive_json(record: Record) -> None:
         (GPTConfig, {"vocab_size": 1}, "vocab_size: must be >= 2, got 1"),
         (GPTConfig, {"rope_base": 1}, "rope_base: must be > 1, got 1"),
         (GPTConfig, {"readout_multiplier": 0.0}, "readout_multiplier: must be > 0, got 0.0"),
+        (GPTConfig, {"width": 0, "tied": True}, "width: must be >= 1, got 0"),
         (
             GPTConfig,
             {"norm": "rms"},
@@ -106,6 +117,7 @@ def test_records_are_frozen_and_survive_json(record: Record) -> None:
         (Hyperparameters, {**TUNED, "betas": [-0.1, 0.9]}, "betas.0: must be in [0, 1), got -0.1"),
         (Hyperparameters, {**TUNED, "betas": [0.9]}, "betas.1: is required"),
         (Hyperparameters, {**TUNED, "clip_norm": 0}, "clip_norm: must be > 0, got 0"),
+        (SweepConfig, {"betas": [1.5, 0.9]}, "betas.0: must be in [0, 1), got 1.5"),
         (KindSettings, {"lr": -1, "weight_decay": 0, "eps": 0}, "lr: must be >= 0, got -1"),
     ],
 )

@@ -1,6 +1,7 @@
 """µP holds in the model as it is built and trained: coordinates that do not move with the width, and an identity."""
 
 from functools import cache
+from math import log
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from torch import Tensor
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, GPTConfig, Horizon, Hyperparameters, open_tokens, parameter_table
 from widthwise.proxies.data import Tokens
-from widthwise.proxies.optimizer import adamhc
 from widthwise.transfer import Recipe
 
 WIDTHS = (32, 64, 128, 256)
@@ -50,7 +50,7 @@ def movement(rule: str, width: int, seed: int) -> dict[str, list[float]]:
     plan = RECIPE.at(width=width, rule=rule)
     model = GPT(plan.model, seed=seed)
     table = parameter_table(lambda w: GPT(plan.model.model_copy(update={"width": w})), width, base_width=32)
-    optimizer = adamhc(plan.parameter_groups(model, table), RECIPE.hyperparameters)
+    optimizer = AdamHC(plan.parameter_groups(model, table), clip_norm=RECIPE.hyperparameters.clip_norm)
     fixed, _ = python_tokens().batch(10**6, seed=seed, batch_size=4, context=64)
     start = outputs(model, fixed)
     moved: dict[str, list[float]] = {name: [] for name in start}
@@ -107,6 +107,33 @@ def test_in_the_standard_parametrisation_the_check_fails() -> None:
     found = slopes("sp", range(1))
     for name in ("block 0", "block 1", "logits"):
         assert found[name].max() > 0.3, (name, found[name])
+
+
+# A tied readout: its weight is the embedding's, so that the logits must be kept small by their multiplier
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("base", "width"), [(32, 32), (32, 256), (256, 256)])
+def test_the_initial_loss_is_that_of_uniform_predictions(tied: bool, base: int, width: int) -> None:
+    proxy = GPTConfig(width=base, context=64, tied=tied)
+    config = RECIPE.model_copy(update={"proxy": proxy}).at(width=width).model
+    # Of real text a tied readout knows something from the start: that a token may come again.
+    x, y = torch.randint(256, (2, 16, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = F.cross_entropy(GPT(config, seed=1)(x).flatten(0, 1), y.flatten()).item()
+    assert loss == pytest.approx(log(config.vocab_size), rel=0.1)
+
+
+@pytest.mark.parametrize("width", [32, 128])
+def test_a_tied_proxy_learns(width: int) -> None:
+    proxy = GPTConfig(width=32, context=64, tied=True)
+    tuned = RECIPE.hyperparameters.model_copy(update={"lr": 0.03})
+    plan = RECIPE.model_copy(update={"proxy": proxy, "hyperparameters": tuned}).at(width=width)
+    model = GPT(plan.model, seed=1)
+    table = parameter_table(lambda w: GPT(plan.model.model_copy(update={"width": w})), width, base_width=32)
+    optimizer = AdamHC(plan.parameter_groups(model, table))
+    losses = [learn(model, optimizer, step, seed=1) for step in range(60)]
+    assert np.mean(losses[-10:]) < log(256) - 2
 
 
 # The identity: a forward multiplier a is undone by std/a, η/a, λ·a, ε·a

@@ -2,14 +2,24 @@
 
 import re
 from collections.abc import Callable, Mapping
+from io import StringIO
 from typing import Any
 
 import mup
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from widthwise.proxies import GPT, GPTConfig, KindSettings, ParameterTable, parameter_groups, parameter_table
+from widthwise.proxies import (
+    GPT,
+    GPTConfig,
+    Hyperparameters,
+    KindSettings,
+    ParameterTable,
+    parameter_groups,
+    parameter_table,
+)
 from widthwise.proxies.config import Kind
 from widthwise.proxies.shapes import ParameterEntry
 from widthwise.proxies.validation import ConfigError
@@ -23,7 +33,7 @@ def gpt(**fields: Any) -> Build:
 
 def sequential(width: int) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(5, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
+        nn.Embedding(5, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
     )
 
 
@@ -93,6 +103,19 @@ def test_the_delta_width_decides_nothing_but_what_grows(delta_width: int) -> Non
     assert table == parameter_table(gpt(), width=64, base_width=32)
 
 
+def test_it_is_printed_as_a_table() -> None:
+    table = parameter_table(gpt(group_size=2), width=96, base_width=32)
+    printed = StringIO()
+    Console(width=80, file=printed).print(table.table())
+    rows = [line.split("│")[1:-1] for line in printed.getvalue().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows[:3]] == [
+        ["embedding.weight", "embedding", "×3", "no"],
+        ["blocks.0.attention.query.weight", "matrix", "×3", "yes"],
+        ["blocks.0.attention.key.weight", "matrix", "×3", "yes"],
+    ]
+    assert len(rows) == len(table)
+
+
 def test_it_costs_no_memory_and_draws_no_random_number() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -132,7 +155,6 @@ def fixed_inside(width: int) -> nn.Module:
             sequential,
             {
                 "0.weight": ("embedding", 8),
-                "0.bias": ("bias", 8),
                 "2.weight": ("matrix", 8),
                 "2.bias": ("bias", 8),
                 "4.weight": ("readout", 8),
@@ -235,7 +257,6 @@ def test_a_pattern_names_many_and_the_last_one_wins() -> None:
     found = kinds(parameter_table(sequential, width=64, base_width=16, overrides=overrides))
     assert found == {
         "0.weight": "embedding",
-        "0.bias": "gain",
         "2.weight": "matrix",
         "2.bias": "gain",
         "4.weight": "readout",
@@ -252,12 +273,82 @@ def test_a_pattern_names_many_and_the_last_one_wins() -> None:
             {"2.weight": "matrx"},
             "kind must be one of matrix, embedding, readout, gain, bias, got 'matrx'; did you mean 'matrix'?",
         ),
-        ({"2.*": "readout"}, "must leave a matrix; a model without a matrix kind cannot be scaled"),
+        ({"2.*": "embedding"}, "must leave a matrix; a model without a matrix kind cannot be scaled"),
     ],
 )
 def test_overrides_that_cannot_be_meant(overrides: Mapping[str, Any], message: str) -> None:
     with refuses(f"overrides: {message}"):
         parameter_table(sequential, width=64, base_width=16, overrides=overrides)
+
+
+# Guesses that are more likely wrong
+
+
+def attention(kv_heads: int, name: str = "readout") -> Build:
+    """Return a model whose keys and values do not grow."""
+    return lambda width: nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(9, width),
+            "query": nn.Linear(width, width, bias=False),
+            "key": nn.Linear(width, 16 * kv_heads, bias=False),
+            "value": nn.Linear(width, 16 * kv_heads, bias=False),
+            name: nn.Linear(width, 9, bias=False),
+        }
+    )
+
+
+def bottleneck(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(32, width))
+
+
+def regression(width: int) -> nn.Module:
+    """Read numbers, not tokens."""
+    return nn.Sequential(nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 1))
+
+
+READOUTS = (
+    "build: must have one readout, the layer from growing to fixed size, got 'key.weight', 'value.weight', "
+    "'readout.weight'; scale kv heads with the width, or name them: overrides={'key.weight': 'readout'} "
+    "('matrix' for η/w)"
+)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"readout.weight": "readout"}, {"value.weight": "readout"}])
+def test_key_value_heads_that_do_not_grow_are_not_taken_for_readouts(overrides: dict[str, Kind]) -> None:
+    guess = "value" if "key.weight" in overrides else "key"
+    with refuses(READOUTS.replace("{'key", f"{{'{guess}")):
+        parameter_table(attention(2), width=64, base_width=16, overrides=overrides)
+
+
+def test_named_one_by_one_they_are_taken_at_the_users_word() -> None:
+    overrides: dict[str, Kind] = {"key.weight": "matrix", "value.weight": "matrix"}
+    table = parameter_table(attention(2), width=64, base_width=16, overrides=overrides)
+    assert [table[name].kind for name in ("key.weight", "readout.weight")] == ["matrix", "readout"]
+    assert table["key.weight"].width_multiplier == 4.0
+    overrides = {"key.*": "readout", "value.*": "readout", "readout.*": "readout"}
+    assert kinds(parameter_table(attention(2), 64, 16, overrides=overrides))["key.weight"] == "readout"
+
+
+def test_a_message_names_only_some_of_many() -> None:
+    def deep(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, width), *(nn.Linear(width, 8) for _ in range(50)))
+
+    shown = ", ".join(f"'{index}.weight'" for index in range(1, 7))
+    with pytest.raises(ConfigError, match=f"got {shown} and 44 more; scale kv heads"):
+        parameter_table(deep, width=64, base_width=16)
+
+
+def test_a_linear_layer_from_fixed_to_growing_size_must_be_named() -> None:
+    message = (
+        "build: must not have linear layers from fixed to growing size, got '2.weight'; scale bottlenecks with "
+        "the width, or name input layers: overrides={'2.weight': 'embedding'}"
+    )
+    with refuses(message):
+        parameter_table(bottleneck, width=64, base_width=16)
+    with refuses(message.replace("2.", "0.")):
+        parameter_table(regression, width=64, base_width=16)
+    table = parameter_table(regression, width=64, base_width=16, overrides={"0.weight": "embedding"})
+    assert table["0.weight"] == ParameterEntry(kind="embedding", width_multiplier=4.0, normalised=False)
 
 
 # Models that cannot be scaled
@@ -329,6 +420,9 @@ class Wrapper(nn.Module):
         return self.module(*inputs)
 
 
+TUNED = Hyperparameters(lr=0.1, weight_decay=0.5, huber_c=2.0, betas=(0.8, 0.9))
+
+
 def settings_for(entry: ParameterEntry) -> KindSettings:
     decay = 0.5 if entry.kind == "matrix" else 0.0
     return KindSettings(lr=0.1 / entry.width_multiplier, weight_decay=decay, eps=1e-8)
@@ -353,23 +447,24 @@ def test_every_parameter_is_in_one_group_of_its_kind_and_multiplier(
 ) -> None:
     model = sequential(64)
     table = parameter_table(sequential, width=64, base_width=16)
-    groups = parameter_groups(wrap(model), table, settings_for, corrected=True)
+    groups = parameter_groups(wrap(model), table, settings_for, TUNED)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {group["name"]: [names[parameter] for parameter in group["params"]] for group in groups}
     assert found == {
         "embedding x4": ["0.weight"],
-        "bias x4": ["0.bias", "2.bias"],
         "matrix x4": ["2.weight"],
+        "bias x4": ["2.bias"],
         "readout x4": ["4.weight"],
         "bias x1": ["4.bias"],
     }
     for group in groups:
         del group["params"]
-    vector = {"lr": 0.025, "max_lr": 0.025, "weight_decay": 0.0, "eps": 1e-8, "corrected": False}
+    shared = {"betas": (0.8, 0.9), "decay": "huber", "huber_c": 2.0, "threshold": "mean"}
+    vector = {**shared, "lr": 0.025, "max_lr": 0.025, "weight_decay": 0.0, "eps": 1e-8, "corrected": False}
     assert groups == [
         {**vector, "name": "embedding x4"},
-        {**vector, "name": "bias x4"},
         {**vector, "name": "matrix x4", "weight_decay": 0.5, "corrected": True},
+        {**vector, "name": "bias x4"},
         {**vector, "name": "readout x4"},
         {**vector, "name": "bias x1", "lr": 0.1, "max_lr": 0.1},
     ]
@@ -377,21 +472,43 @@ def test_every_parameter_is_in_one_group_of_its_kind_and_multiplier(
 
 def test_without_the_correction_no_group_has_it() -> None:
     table = parameter_table(gpt(), width=64, base_width=16)
-    groups = parameter_groups(gpt()(64), table, settings_for, corrected=False)
+    groups = parameter_groups(gpt()(64), table, settings_for, TUNED.model_copy(update={"corrected": False}))
     assert [group["corrected"] for group in groups] == [False] * 3
 
 
 def test_a_models_own_module_named_module_is_no_wrapper() -> None:
     table = parameter_table(lambda width: Wrapper(sequential(width)), width=64, base_width=16)
     assert next(iter(table)) == "module.0.weight"
-    groups = parameter_groups(Wrapper(sequential(64)), table, settings_for, corrected=True)
+    groups = parameter_groups(Wrapper(sequential(64)), table, settings_for, TUNED)
     assert sum(len(group["params"]) for group in groups) == len(table)
+
+
+class OneInside(nn.Module):
+    """Have two weights whose names differ in a part that wrappers have too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+        self.module = nn.Linear(width, width, bias=False)
+
+
+def test_no_parameter_is_lost_to_another_of_almost_its_name() -> None:
+    table = parameter_table(OneInside, width=64, base_width=16)
+    model = OneInside(64)
+    (group,) = parameter_groups(model, table, settings_for, TUNED)
+    assert [id(parameter) for parameter in group["params"]] == [id(model.weight), id(model.module.weight)]
+    message = (
+        "table: names must differ without the parts _checkpoint_wrapped_module, _fsdp_wrapped_module, _orig_mod, "
+        "module, got 'weight' twice"
+    )
+    with refuses(message):
+        parameter_groups(Wrapper(model), table, settings_for, TUNED)
 
 
 def test_a_tied_weight_is_in_one_group() -> None:
     build = gpt(tied=True)
     model = build(64)
-    groups = parameter_groups(model, parameter_table(build, 64, 16), settings_for, corrected=True)
+    groups = parameter_groups(model, parameter_table(build, 64, 16), settings_for, TUNED)
     parameters = [parameter for group in groups for parameter in group["params"]]
     assert len(parameters) == len(set(parameters)) == len(list(model.parameters()))
 
@@ -400,7 +517,7 @@ def test_frozen_parameters_are_left_out() -> None:
     model = sequential(64)
     model[0].requires_grad_(False)
     table = parameter_table(sequential, width=64, base_width=16)
-    groups = parameter_groups(model, table, settings_for, corrected=True)
+    groups = parameter_groups(model, table, settings_for, TUNED)
     assert [group["name"] for group in groups] == ["matrix x4", "bias x4", "readout x4", "bias x1"]
 
 
@@ -412,4 +529,4 @@ def test_a_table_of_another_model_is_refused() -> None:
     )
     other = nn.Sequential(*sequential(64)[:4], nn.ReLU(), nn.ReLU(), nn.Linear(64, 3))
     with refuses(message):
-        parameter_groups(other, table, settings_for, corrected=True)
+        parameter_groups(other, table, settings_for, TUNED)

@@ -2,7 +2,10 @@
 
 import re
 import resource
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from widthwise.proxies.data import open_tokens
 from widthwise.proxies.shards import (
     read_shard,
     read_tokens,
@@ -212,6 +216,46 @@ def test_a_failure_half_way_leaves_no_shards(tmp_path: Path) -> None:
     with file_size_limit(1100), pytest.raises(OSError, match="File too large"):
         write_shards([text], tmp_path / "out", shard_tokens=60, validation_fraction=0.7)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_kill_half_way_leaves_no_shards(tmp_path: Path) -> None:
+    text, out = tmp_path / "a.txt", tmp_path / "out"
+    text.write_bytes(bytes(100))
+    # Killed when the training shards are written and the first of validation is about to be.
+    script = """
+import os, signal, sys
+from widthwise.proxies import shards
+stream = shards._stream
+shards._stream = lambda inputs, start, stop: os.kill(os.getpid(), 9) if start >= 50 else stream(inputs, start, stop)
+shards.write_shards([sys.argv[1]], sys.argv[2], shard_tokens=25, validation_fraction=0.5)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, text, out], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = out.iterdir()
+    assert sorted(path.name for path in left.glob("*.bin")) == ["train_000000.bin", "train_000001.bin"]
+    with refuses(f"data: {out}: a folder must hold .bin shards, got none"):
+        open_tokens(str(out))
+    paths = write_shards([text], out, shard_tokens=25, validation_fraction=0.5)
+    assert sorted(out.glob("*.bin")) == paths
+    assert tokens_of(paths).tolist() == [0] * 100
+
+
+def test_shards_that_cannot_all_be_put_in_place_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, out = tmp_path / "a.txt", tmp_path / "out"
+    text.write_bytes(bytes(100))
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "train_000000.bin":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards([text], out)
+    assert not list(out.iterdir())
 
 
 def test_inputs_that_cannot_become_shards(tmp_path: Path) -> None:

@@ -332,7 +332,6 @@ def test_an_empty_folder_cannot_be_resumed(opened: Callable[..., Ledger], tmp_pa
     ("name", "fields", "stored", "given"),
     [
         ("seed", {"seed": 6}, 5, 6),
-        ("data", {"data": "text"}, "python", "text"),
         ("betas", {"betas": (0.9, 0.99)}, [0.9, 0.95], [0.9, 0.99]),
         ("prune", {"prune": False}, True, False),
     ],
@@ -349,12 +348,39 @@ def test_a_resumed_sweep_must_be_the_one_that_was_started(
     opened(resume=True)
 
 
+def test_a_resumed_sweep_must_see_the_same_tokens_wherever_they_lie(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    first = opened(data="here")
+    first.require_data("one")
+    first.close()
+    again = opened(resume=True, data="there")
+    again.require_data("one")
+    with pytest.raises(ConfigError) as caught:
+        again.require_data("two")
+    folder = tmp_path / "sweep"
+    assert str(caught.value) == (
+        f"data: must hold the tokens that the sweep in {folder} was started with, but differs"
+    )
+
+
+def test_a_trial_at_its_full_budget_is_not_stopped(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    steps = ledger.config.horizon.steps
+    for loss in (1.0, 2.0, 3.0, 4.0):
+        trial = ledger.next()
+        assert not isinstance(trial, str)
+        ledger.hyperparameters(trial)
+        assert not ledger.report(trial.number, steps, loss)
+        ledger.finish(trial.number, "completed", {"loss": loss})
+
+
 def test_a_folder_in_use_is_refused_to_other_processes_too(
     opened: Callable[..., Ledger], start: Callable[..., Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
     opened()
-    message = f"out: {out} is in use by another sweep that is still running"
+    message = f"out: {out} is in use by another process that is still running"
     with pytest.raises(ConfigError) as caught:
         opened(resume=True)
     assert str(caught.value) == message

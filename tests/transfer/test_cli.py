@@ -69,7 +69,8 @@ def test_scale_prints_a_table_with_reasons_and_horizon(
     assert exit_status("scale", recipe, "--width", "256") == 0
     out = capsys.readouterr().out
     assert "fan-sqrt: width 64 → 256, depth 2 → 2" in out
-    assert "matrix: η ∝ 1/w keeps the update's effect; λ ∝ √w keeps the top singular value\n" in out
+    why = "λ ∝ √w keeps the top singular value, as observed in arXiv 2510.15262"
+    assert f"matrix: η ∝ 1/w keeps the update's effect; {why}\n" in out
     assert out.endswith("note: below 1.5, weight decay has little time to act\n")
     assert "\x1b" not in out
 
@@ -130,7 +131,8 @@ def test_a_mistake_in_an_option_is_one_line(
 def test_a_mistake_in_module_decay_is_one_line(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
 ) -> None:
-    assert exit_status("launch", recipe, "--width", "64", "--out", str(tmp_path), *options.split()) == 2
+    data = ("--data", "python", "--out", str(tmp_path))
+    assert exit_status("launch", recipe, "--width", "64", *data, *options.split()) == 2
     assert capsys.readouterr().err == f"widthwise: error: {message}\n"
 
 
@@ -146,7 +148,7 @@ def test_module_decay_reaches_the_run(
 
     monkeypatch.setattr(launching, "_train", train)
     given = "--module-decay alpha --assign sqrt --interval 50 --mean-preserving --fixed-aspect"
-    command = ["launch", recipe, "--width", "64", "--out", str(tmp_path / "target")]
+    command = ["launch", recipe, "--width", "64", "--data", "python", "--out", str(tmp_path / "target")]
     assert exit_status(*command, *given.split()) == 1
     expected = AlphaDecay(assign="sqrt", interval=50, mean_preserving=True, fixed_aspect=True)
     assert [spec.module_decay for spec in specs] == [expected]
@@ -157,12 +159,52 @@ def test_module_decay_reaches_the_run(
     assert capsys.readouterr().err.startswith(f"widthwise: error: {message}")
 
 
+@pytest.mark.parametrize(
+    ("provenance", "options", "data", "said"),
+    [
+        (None, "", "python", "python (the recipe does not say what it was tuned on)"),
+        ({"data": 3}, "", "python", "python (the recipe does not say what it was tuned on)"),
+        ({"data": "python"}, "", "python", "python (as the recipe was tuned on)"),
+        ({"data": "{text}"}, "", "{text}", "{text} (as the recipe was tuned on)"),
+        ({"data": "/no/text"}, "", "python", "python (/no/text, which the recipe was tuned on, is not here)"),
+        ({"data": "/no/text"}, "--data python", "python", None),
+        ({"data": "python"}, "--data {text}", "{text}", None),
+    ],
+)
+def test_a_target_is_trained_on_what_the_recipe_was_tuned_on(
+    recipe: str,
+    tmp_path: Path,
+    real_text: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    provenance: dict[str, Any] | None,
+    options: str,
+    data: str,
+    said: str | None,
+) -> None:
+    found: list[str] = []
+
+    def launched(_: Plan, __: Path, given: LaunchOptions, **___: object) -> dict[str, Any]:
+        found.append(given.data)
+        return {"status": "completed"}
+
+    monkeypatch.setattr(launching, "launch", launched)
+    document = json.loads(json.dumps(provenance).replace("{text}", str(real_text)))
+    Recipe.load(recipe).model_copy(update={"provenance": document}).save(recipe)
+    given = options.format(text=real_text).split()
+    assert exit_status("launch", recipe, "--width", "64", "--json", *given) == 0
+    assert found == [data.format(text=real_text)]
+    line = "" if said is None else f"widthwise: data: {said.format(text=real_text)}\n"
+    assert capsys.readouterr() == ('{"status": "completed"}\n', line)
+
+
 def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, decay="huber-prox")
     Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(tmp_path / "prox.json")
-    command = ["launch", str(tmp_path / "prox.json"), "--width", "64", "--out", str(tmp_path / "target")]
+    out = str(tmp_path / "target")
+    command = ["launch", str(tmp_path / "prox.json"), "--width", "64", "--data", "python", "--out", out]
     assert exit_status(*command, "--module-decay", "adadecay") == 2
     assert capsys.readouterr().err == (
         "widthwise: error: module_decay: adadecay needs decay 'l2', or 'huber' with threshold 'mean', "

@@ -84,10 +84,12 @@ def test_the_csv_of_one_plan_is_exactly_this(recipe: str, capsys: pytest.Capture
     assert head == (
         "rule,horizon_rule,width,depth,batch_tokens,tokens,kind,lr,weight_decay,eps,lr_multiplier,"
         "weight_decay_multiplier,eps_multiplier,init_std_multiplier,forward_multiplier,residual_multiplier,"
-        "beta1,beta2"
+        "beta1,beta2,decay,huber_c,threshold,corrected,clip_norm,"
+        "warmup_fraction,schedule,final_fraction,decay_fraction"
     )
     assert matrix == (
-        "fan-sqrt,none,256,2,2048,409600,matrix,0.005,0.8,1e-08,0.25,2.0,1.0,0.5,1.0,1.0,0.9,0.95"
+        "fan-sqrt,none,256,2,2048,409600,matrix,0.005,0.8,1e-08,0.25,2.0,1.0,0.5,1.0,1.0,0.9,0.95,"
+        "huber,2.0,mean,True,,0.1,cosine,0.0,0.2"
     )
     assert [line.split(",")[6] for line in others] == ["embedding", "readout", "gain", "bias"]
 

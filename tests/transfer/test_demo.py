@@ -7,9 +7,47 @@ from typing import Any
 
 import pytest
 
-from widthwise.transfer import Recipe
+from widthwise.transfer import Recipe, cli
 
 OPTIONS = "--width 32 --target-width 64 --trials 3 --tokens 40960 --out"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--trials 0", "trials: must be >= 1, got 0"),
+        ("--width 0", "model.width: must be >= 1, got 0"),
+        ("--width 65", "model.width: must be a multiple of head_dim = 16, got 65"),
+        ("--tokens 5", "horizon.tokens: must be >= batch_tokens = 2048, got 5"),
+        ("--seed -1", "seed: must be >= 0, got -1"),
+        ("--target-width 0", "target_width: must be >= 1, got 0"),
+        ("--target-width 100", "target_width: must be a multiple of head_dim = 16, got 100"),
+        ("--trials many", "trials: must be a whole number, got 'many'"),
+        (
+            "--data short.txt",
+            "data: short.txt: the training split must hold at least context + 1 = 129 tokens, got 6",
+        ),
+        (
+            "--data missing.txt",
+            "data: no such file or folder: missing.txt; "
+            "use 'python', a text file, a .bin shard or a folder of them",
+        ),
+    ],
+)
+def test_an_impossible_demo_is_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_bytes(b"Short.")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", *options.split()])
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.out, captured.err) == (2, "", f"widthwise: error: {message}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
 @pytest.mark.ray

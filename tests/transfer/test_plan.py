@@ -225,10 +225,64 @@ def test_the_json_document_is_exactly_this() -> None:
             "gain": unchanged,
             "bias": unchanged,
         },
-        "betas": [0.9, 0.95],
+        "hyperparameters": {
+            "lr": 0.02,
+            "weight_decay": 0.4,
+            "huber_c": 2.0,
+            "betas": [0.9, 0.95],
+            "eps": 1e-8,
+            "decay": "huber",
+            "threshold": "mean",
+            "corrected": True,
+            "clip_norm": None,
+        },
+        "horizon": {
+            "batch_tokens": 2048,
+            "tokens": 819_200,
+            "warmup_fraction": 0.1,
+            "schedule": "cosine",
+            "final_fraction": 0.0,
+            "decay_fraction": 0.2,
+        },
         "residual_multiplier": 1.0,
         "decay_kinds": ["matrix"],
     }
+
+
+def test_the_plans_hyperparameters_are_the_recipes_with_the_plans_betas() -> None:
+    plan = RECIPE.at(width=128, tokens=819_200, rule="completed-p")
+    assert plan.hyperparameters == TUNED.model_copy(update={"betas": plan.betas})
+    assert plan.as_json()["hyperparameters"]["betas"] == list(plan.betas)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "horizon", "line"),
+    [
+        (
+            {"huber_c": 2.0},
+            {},
+            "optimizer: decay huber with c = 2, threshold mean; corrected (AdamC) on matrices; "
+            "β1 and β2 0.9 and 0.95; no clipping; 200 steps of 2048 tokens; "
+            "schedule cosine to 0 of the peak, warm-up 0.1 of the steps",
+        ),
+        (
+            {"decay": "l2", "huber_c": 2.0, "corrected": False, "clip_norm": 1.0, "betas": (0.8, 0.99)},
+            {"schedule": "wsd", "final_fraction": 0.1, "warmup_fraction": 0.05},
+            "optimizer: decay l2; not corrected; β1 and β2 0.8 and 0.99; gradients clipped to norm 1; "
+            "200 steps of 2048 tokens; schedule wsd to 0.1 of the peak over the last 0.2 of the steps, "
+            "warm-up 0.05 of the steps",
+        ),
+    ],
+)
+def test_the_notes_say_what_all_kinds_are_trained_with(
+    tuned: dict[str, Any], horizon: dict[str, Any], line: str
+) -> None:
+    recipe = Recipe(
+        hyperparameters=Hyperparameters(lr=0.02, weight_decay=0.4, **tuned),
+        proxy=RECIPE.proxy,
+        horizon=Horizon(**horizon),
+    )
+    assert line in recipe.at(width=128).notes()
 
 
 def test_the_decay_horizon_of_a_long_run_is_close_to_the_full_sum() -> None:

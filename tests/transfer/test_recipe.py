@@ -1,6 +1,8 @@
 """Recipes: the smallest one loads, all fields are saved, and every fault of a file is named in one line."""
 
 import json
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,11 @@ import pytest
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
+from widthwise.search import SearchSpace, SweepConfig, SweepResult
+from widthwise.search.sweeping import Finalist, SeedLosses
 from widthwise.transfer import Recipe
+from widthwise.transfer.commands.sweep import Sweep, as_options, as_toml
+from widthwise.transfer.recipe import evidence_notes
 
 SMALLEST = """
 {"schema": "widthwise/recipe/1",
@@ -147,3 +153,135 @@ def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_json_beyond_the_parsers_limits_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
     assert refusal(path).startswith(f"{path}: not valid JSON: ")
+
+
+def swept(config: SweepConfig, best: Hyperparameters, records: list[dict[str, Any]]) -> SweepResult:
+    finalist = Finalist(number=3, hyperparameters=best, losses={5: 2.0, 6: 2.5, 7: 3.5})
+    return SweepResult(
+        config=config,
+        finalists=[finalist],
+        records=records,
+        finished=True,
+        seconds=12.34,
+        ended=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+        data_fingerprint="abc",
+    )
+
+
+def record(decay: str, loss: float, status: str = "completed", confirms: int | None = None) -> dict[str, Any]:
+    return {"hyperparameters": {"decay": decay}, "loss": loss, "status": status, "confirms": confirms}
+
+
+def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() -> None:
+    config = SweepConfig(data="python", space=SearchSpace(decay=("huber", "l2", "none")), seed=5)
+    tuned = Hyperparameters(lr=0.03, weight_decay=17.0, huber_c=0.76)
+    records = [
+        record("l2", 2.3),
+        record("l2", 2.2),
+        record("l2", 1.0, "stopped"),
+        record("huber", 2.0),
+        record("huber", 1.9, confirms=3),
+    ]
+    recipe = Recipe.from_sweep(swept(config, tuned, records))
+    evidence, provenance = recipe.evidence or {}, recipe.provenance or {}
+    [finalist] = evidence.pop("finalists")
+    assert evidence == {
+        "loss": 8 / 3,
+        "confirmed": 3.0,
+        "seed_spread": pytest.approx(0.7637626),
+        "best_by_decay": {"huber": 2.0, "l2": 2.2, "none": None},
+        "at_edge": ["weight_decay", "huber_c"],
+        "trials": {"completed": 4, "stopped": 1},
+    }
+    assert (finalist["losses"], finalist["confirmed"]) == ({"5": 2.0, "6": 2.5, "7": 3.5}, 3.0)
+    assert SweepConfig.parse(json.loads(json.dumps(provenance["config"]))) == config
+    assert (provenance["seconds"], provenance["finished"]) == (12.3, "2026-01-02T03:04:05+00:00")
+
+
+@pytest.mark.parametrize(
+    ("losses", "mean", "confirmed", "score"),
+    [
+        ({0: 2.0}, 2.0, None, 2.0),
+        ({0: 2.0, 1: 3.0, 2: 3.0}, 8 / 3, 3.0, 3.0),
+        ({7: 2.0, 1: math.inf}, math.inf, math.inf, math.inf),
+    ],
+)
+def test_finalists_are_compared_by_the_seeds_they_were_not_chosen_on(
+    losses: dict[int, float], mean: float, confirmed: float | None, score: float
+) -> None:
+    found = SeedLosses(losses=losses)
+    assert (found.mean, found.confirmed, found.score) == (mean, confirmed, score)
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False))["spread"] == found.spread
+
+
+@pytest.mark.parametrize(
+    ("lr", "bounds", "edge"),
+    [
+        (0.01, (0.01, 1.0), True),
+        # The range's logarithm is two decades: a twentieth of it is 10^0.1 = 1.26.
+        (0.0125, (0.01, 1.0), True),
+        (0.0127, (0.01, 1.0), False),
+        (0.1, (0.01, 1.0), False),
+        (0.78, (0.01, 1.0), False),
+        (0.8, (0.01, 1.0), True),
+        (0.1, (0.1, 0.1), False),
+    ],
+)
+def test_a_best_value_close_to_an_end_of_its_range_is_named(
+    lr: float, bounds: tuple[float, float], edge: bool
+) -> None:
+    config = SweepConfig(space=SearchSpace(lr=bounds))
+    tuned = Hyperparameters(lr=lr, weight_decay=2.0, decay="l2")
+    assert swept(config, tuned, []).at_edge == (["lr"] if edge else [])
+
+
+def test_the_evidence_is_said_a_line_each() -> None:
+    assert evidence_notes({"huber": 2.25, "l2": None}, ["weight_decay", "huber_c"], SearchSpace()) == [
+        "best loss by form of decay, one seed each: huber 2.2500, l2 none completed",
+        "note: λ is at the edge of its range [0.2, 20]: widen it",
+        "note: c is at the edge of its range [0.75, 4]: widen it",
+    ]
+    assert evidence_notes({}, ["lr"], None) == ["note: η is at the edge of its range: widen it"]
+
+
+def sweep_of(config: SweepConfig, folder: Path) -> SweepConfig:
+    """Return what ``widthwise sweep`` makes of the options and the file that `config` is written as."""
+    (folder / "config.toml").write_text(as_toml(config))
+    return Sweep(config=folder / "config.toml", **as_options(config))._config()
+
+
+def test_a_configuration_is_written_as_options_and_a_file(tmp_path: Path) -> None:
+    usual = SweepConfig(model=GPTConfig(width=32), trials=7, seeds=2, concurrency=3, data="a b.txt")
+    assert as_toml(usual) == ""
+    assert sweep_of(usual, tmp_path) == usual
+    unusual = SweepConfig(
+        model=GPTConfig(width=32, mlp="relu2", norm_gain=True),
+        horizon=Horizon(schedule="wsd", tokens=4096),
+        space=SearchSpace(lr=(1e-8, 0.5), decay=("l2", "none")),
+        betas=(0.8, 0.9),
+        prune=False,
+        clip_norm=2.0,
+    )
+    assert as_toml(unusual).splitlines() == [
+        "betas = [0.8, 0.9]",
+        "clip_norm = 2.0",
+        "prune = false",
+        "[model]",
+        "norm_gain = true",
+        'mlp = "relu2"',
+        "[horizon]",
+        'schedule = "wsd"',
+        "[space]",
+        "lr = [1e-08, 0.5]",
+        'decay = ["l2", "none"]',
+    ]
+    assert sweep_of(unusual, tmp_path) == unusual
+    for shape in ({"tied": True}, {"tied": True, "readout_multiplier": 1.0}, {"readout_multiplier": 0.25}):
+        config = SweepConfig(model=GPTConfig(width=24, head_dim=8, **shape))  # type: ignore[arg-type]
+        assert sweep_of(config, tmp_path) == config
+
+
+def test_what_toml_cannot_say_is_said_in_a_comment(tmp_path: Path) -> None:
+    unclipped = SweepConfig(clip_norm=None)
+    assert as_toml(unclipped) == "# clip_norm: none, which only SweepConfig(clip_norm=None) can say\n"
+    assert sweep_of(unclipped, tmp_path) == SweepConfig()

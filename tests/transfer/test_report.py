@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,19 @@ from widthwise.proxies.training import Metrics, RunOptions
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 from widthwise.search.ledger import Ledger
-from widthwise.search.sweeping import Finalist, SweepResult
+from widthwise.search.sweeping import result_of
 from widthwise.transfer import Recipe, cli
 from widthwise.transfer.reporting import report
+from widthwise.transfer.reporting.formats import (
+    Evidence,
+    FinalistLine,
+    MetricsLine,
+    PlanFile,
+    PlanKind,
+    TrialLine,
+)
+from widthwise.transfer.reporting.reading import read_contents
+from widthwise.transfer.reporting.summary import finalists
 
 MODEL = GPTConfig(width=16, depth=1, context=32)
 HORIZON = Horizon(batch_tokens=128, tokens=128 * 12)
@@ -79,24 +89,6 @@ def train_trial(ledger: Ledger, trial: Trial) -> None:
     ledger.finish(trial.number, result.status, outcome)
 
 
-def result_of(ledger: Ledger) -> SweepResult:
-    """Return what `sweep` makes of its ledger."""
-    finalists = []
-    for trial in ledger.finalists():
-        runs = [trial, *ledger.confirmations(trial.number)]
-        losses = {ledger.seed(one): one.value for one in runs if one.value is not None}
-        tuned = ledger.hyperparameters(trial)
-        finalists.append(Finalist(number=trial.number, hyperparameters=tuned, losses=losses))
-    return SweepResult(
-        config=ledger.config,
-        finalists=sorted(finalists, key=lambda one: one.mean),
-        records=ledger.records(),
-        finished=True,
-        seconds=1.0,
-        data_fingerprint=HOSTILE,
-    )
-
-
 def train_target(folder: Path, recipe: Recipe, rule: str, data: str) -> None:
     folder.mkdir()
     plan = recipe.at(width=32, rule=rule)
@@ -132,7 +124,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, real_text: Path) -> Path:
     ledger = Ledger(config, root / "sweep", resume=False)
     while isinstance(trial := ledger.next(), Trial):
         train_trial(ledger, trial)
-    recipe = Recipe.from_sweep(result_of(ledger))
+    recipe = Recipe.from_sweep(result_of(ledger, HOSTILE))
     ledger.close()
     recipe.save(root / "sweep" / "recipe.json")
     train_target(root / "target", recipe, "fan-sqrt", str(real_text))
@@ -179,7 +171,7 @@ def test_the_numbers_are_those_of_the_files(demo: Path) -> None:
     recipe = Recipe.load(demo / "sweep" / "recipe.json")
     assert recipe.evidence is not None
     for finalist in recipe.evidence["finalists"]:
-        assert f"{finalist['mean']:.4f} {finalist['spread']:.4f}" in text
+        assert f"{finalist['mean']:.4f} {finalist['confirmed']:.4f} {finalist['spread']:.4f}" in text
         assert all(f"{loss:.4f} (seed {seed})" in text for seed, loss in finalist["losses"].items())
     plan = recipe.at(width=32)
     for kind, planned in plan.kinds.items():
@@ -246,10 +238,48 @@ def test_a_sweeps_or_a_runs_own_folder_is_reported(demo: Path) -> None:
 def test_the_commands_are_those_of_the_files(demo: Path) -> None:
     text = Page(report(demo)).text
     tail = "--tokens 1536 --batch-tokens 128 --data python --seed 0"
-    assert "widthwise sweep --width 16 --trials 5 --finalists 2 --seeds 2" in text
+    assert "cat > config.toml <<'END' evaluations = 4 validation_batches = 1 END" in text
+    shape = (
+        "--width 16 --depth 1 --head-dim 16 --context 32 --vocab-size 256 --tokens 1536 --batch-tokens 128"
+    )
+    assert f"widthwise sweep --config config.toml {shape} --data /" in text
+    assert ".txt --trials 5 --finalists 2 --seeds 2 --seed 0 --out sweep " in text
     for name, rule in (("target", "fan-sqrt"), ("baseline", "sp")):
         command = f"widthwise launch sweep/recipe.json --width 32 --depth 1 --rule {rule} {tail} --out {name}"
         assert command in text
+
+
+def test_without_the_sweeps_configuration_its_command_is_made_of_what_there_is(demo: Path) -> None:
+    path = demo / "sweep" / "recipe.json"
+    provenance = json.loads(path.read_text())["provenance"]
+    del provenance["config"]
+    rewrite(path, provenance=provenance)
+    text = Page(report(demo / "sweep")).text
+    assert "widthwise sweep --width 16 --trials 5 --finalists 2 --seeds 2 --data /" in text
+    assert "config.toml" not in text
+
+
+def test_the_evidence_is_said(demo: Path) -> None:
+    path = demo / "sweep" / "recipe.json"
+    evidence = json.loads(path.read_text())["evidence"]
+    by_decay = {"huber": 2.25, "l2": None}
+    rewrite(path, evidence=evidence | {"best_by_decay": by_decay, "at_edge": ["weight_decay", HOSTILE]})
+    text = Page(report(demo)).text
+    assert "Best loss by form of decay, one seed each: huber 2.2500, l2 none completed." in text
+    assert "Note: λ is at the edge of its range [0.2, 20]: widen it." in text
+    assert f"Note: {HOSTILE} is at the edge of its range: widen it." in text
+
+
+def test_what_the_report_reads_is_what_is_written(demo: Path) -> None:
+    [line, *_] = (demo / "sweep" / "trials.jsonl").read_text().splitlines()
+    assert set(json.loads(line)) == set(TrialLine.model_fields)
+    assert set(MetricsLine.model_fields) <= {one.name for one in fields(Metrics)}
+    evidence = json.loads((demo / "sweep" / "recipe.json").read_text())["evidence"]
+    assert set(Evidence.model_fields) <= set(evidence)
+    assert set(evidence["finalists"][0]) == set(FinalistLine.model_fields)
+    plan = json.loads((demo / "target" / "plan.json").read_text())
+    assert set(PlanFile.model_fields) <= set(plan)
+    assert set(PlanKind.model_fields) == set(plan["kinds"]["matrix"])
 
 
 @pytest.mark.parametrize(("kinds", "option"), [(["embedding", "readout"], "embedding,readout"), ([], "none")])
@@ -276,9 +306,27 @@ def test_finalists_without_a_recipe_are_read_off_the_trials(demo: Path) -> None:
     with_recipe = Page(report(demo / "sweep")).text
     (demo / "sweep" / "recipe.json").unlink()
     without = Page(report(demo / "sweep")).text
-    table = with_recipe.partition("losses (nats per token)")[2].partition("Learning curves")[0]
+    table = with_recipe.partition("losses (nats per token)")[2].partition("Best loss by")[0]
     assert table
     assert table in without
+
+
+def test_a_finalist_that_diverged_with_another_seed_is_the_last_without_a_recipe_too(demo: Path) -> None:
+    folder = demo / "sweep"
+    best = json.loads((folder / "recipe.json").read_text())["evidence"]["finalists"][0]
+    (folder / "recipe.json").unlink()
+    path = folder / "trials.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [
+        one | {"status": "diverged", "loss": None} if one["confirms"] == best["number"] else one
+        for one in records
+    ]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in changed))
+    found = finalists(read_contents(folder).sweeps[0])
+    assert (len(found), found[-1].number) == (2, best["number"])
+    last = found[-1]
+    assert (last.losses["1"], last.mean, last.confirmed, last.spread) == (None, None, None, None)
+    assert "– – –" in Page(report(folder)).text
 
 
 def test_a_run_in_progress_shows_its_last_evaluation(demo: Path) -> None:

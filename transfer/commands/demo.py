@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from widthwise.proxies.config import GPTConfig
+from widthwise.proxies.validation import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from widthwise.search import SweepConfig
     from widthwise.transfer.recipe import Recipe
 
 # The folder of each target run, and the rule that scales it.
 RUNS = {"target": "fan-sqrt", "baseline": "sp"}
+WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,9 @@ class Demo:
 
         from widthwise.transfer.reporting import report
 
+        config = self._config()
         console = Console(stderr=self.json)
-        recipe = self._sweep(console)
+        recipe = self._sweep(config, console)
         console.rule(f"2/4 plan at width {self.target_width}")
         console.print(recipe.at(width=self.target_width).table())
         results = {name: self._launch(recipe, name, console) for name in RUNS}
@@ -56,20 +62,36 @@ class Demo:
             console.print(f"files: {', '.join(self._files())}", highlight=False, soft_wrap=True)
         return 0
 
-    def _sweep(self, console: "Console") -> "Recipe":
-        from widthwise.proxies import GPTConfig, Horizon
+    def _config(self) -> "SweepConfig":
+        """Return what to sweep, having looked at everything that the target runs will refuse after it."""
         from widthwise.proxies.data import open_tokens
-        from widthwise.search import SweepConfig, sweep
+        from widthwise.search import SweepConfig
+
+        tokens = open_tokens(self.data)
+        config = SweepConfig.parse(
+            {
+                "model": {"width": self.width, "vocab_size": tokens.vocab_size},
+                "horizon": {"tokens": self.tokens},
+                "data": self.data,
+                "trials": self.trials,
+                "seed": self.seed,
+            }
+        )
+        try:
+            GPTConfig.parse({**config.model.model_dump(), "width": self.target_width})
+        except ConfigError as error:
+            # Of a valid proxy, the width alone can be wrong with the target.
+            raise ConfigError(f"target_{error}") from None
+        sequences = config.horizon.sequences(config.model.context)
+        tokens.require(config.model.context, sequences)
+        assert sequences % WORKERS == 0, f"{WORKERS} workers must divide the {sequences} sequences of a batch"
+        return config
+
+    def _sweep(self, config: "SweepConfig", console: "Console") -> "Recipe":
+        from widthwise.search import sweep
         from widthwise.transfer.commands.sweep import save_recipe, show
 
         console.rule(f"1/4 sweep at width {self.width}: η, λ and c on {self.data!r}")
-        config = SweepConfig(
-            model=GPTConfig(width=self.width, vocab_size=open_tokens(self.data).vocab_size),
-            horizon=Horizon(tokens=self.tokens),
-            data=self.data,
-            trials=self.trials,
-            seed=self.seed,
-        )
         folder = self.out / "sweep"
         result = sweep(config, folder, resume=(folder / "study.db").exists())
         if not result.finished:
@@ -80,11 +102,12 @@ class Demo:
     def _launch(self, recipe: "Recipe", name: str, console: "Console") -> dict[str, Any]:
         from widthwise.transfer.launching import LaunchOptions, launch
 
-        console.rule(f"3/4 {name} at width {self.target_width}, rule {RUNS[name]}, two workers")
+        console.rule(f"3/4 {name} at width {self.target_width}, rule {RUNS[name]}, {WORKERS} workers")
         plan = recipe.at(width=self.target_width, rule=RUNS[name])
         folder = self.out / name
         resume = (folder / "plan.json").exists()
-        return launch(plan, folder, LaunchOptions(data=self.data, seed=self.seed, workers=2), resume=resume)
+        options = LaunchOptions(data=self.data, seed=self.seed, workers=WORKERS)
+        return launch(plan, folder, options, resume=resume)
 
     def _files(self) -> list[str]:
         names = ("sweep/recipe.json", "sweep/trials.jsonl", "sweep/study.db", "target/result.json")

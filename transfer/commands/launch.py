@@ -4,12 +4,15 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import words
+
+if TYPE_CHECKING:
+    from widthwise.transfer.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +35,15 @@ class Launch:
     """Horizon rule, as for `widthwise scale`."""
     decay_kinds: str | None = None
     """Kinds that decay, as for `widthwise scale`; the rule's if not given."""
-    data: str = "python"
-    """'python', a text file, a .bin shard or a folder of them."""
+    data: str | None = None
+    """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
+    'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
     """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
     workers: int = 1
     """Data-parallel workers; they share every batch."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints; one at every evaluation if not given."""
+    """Steps between checkpoints, besides one at every evaluation."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -68,7 +72,8 @@ class Launch:
         from widthwise.transfer.launching import LaunchOptions, launch
         from widthwise.transfer.recipe import Recipe
 
-        plan = Recipe.load(self.recipe).at(
+        recipe = Recipe.load(self.recipe)
+        plan = recipe.at(
             width=self.width,
             depth=self.depth,
             batch_tokens=self.batch_tokens,
@@ -77,9 +82,10 @@ class Launch:
             horizon_rule=self.horizon_rule,
             decay_kinds=words(self.decay_kinds),
         )
-        names = ("data", "seed", "workers", "checkpoint_every", "evaluations", "compile")
+        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile")
         settings = {name: getattr(self, name) for name in names}
-        options = LaunchOptions.parse({**settings, "module_decay": self._module_decay()})
+        module_decay, data = self._module_decay(), self._data(recipe)
+        options = LaunchOptions.parse({**settings, "data": data, "module_decay": module_decay})
         try:
             result = launch(plan, self.out, options, resume=self.resume, address=self.address)
         except KeyboardInterrupt:
@@ -97,6 +103,20 @@ class Launch:
             print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
             return 1
         return 0
+
+    def _data(self, recipe: "Recipe") -> str:
+        """Return what was given, or what the recipe was tuned on; says what it is where nothing was given."""
+        if self.data is not None:
+            return self.data
+        tuned_on = (recipe.provenance or {}).get("data")
+        if not isinstance(tuned_on, str):
+            data, why = "python", "the recipe does not say what it was tuned on"
+        elif tuned_on == "python" or Path(tuned_on).exists():
+            data, why = tuned_on, "as the recipe was tuned on"
+        else:
+            data, why = "python", f"{tuned_on}, which the recipe was tuned on, is not here"
+        print(f"widthwise: data: {data} ({why})", file=sys.stderr)
+        return data
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""

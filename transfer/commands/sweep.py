@@ -136,6 +136,43 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def as_options(config: "SweepConfig") -> dict[str, Any]:
+    """Return the options that say what `config` says, as far as options can."""
+    fields = config.model_dump(mode="json")
+    parts = [(fields[section], names) for section, names in _SECTIONS.items()]
+    return {name: part[name] for part, names in [*parts, (fields, _OWN)] for name in names}
+
+
+def as_toml(config: "SweepConfig") -> str:
+    """Return a file for ``--config`` with what `as_options` leaves out and a default would not say; often nothing."""
+    from widthwise.proxies.config import GPTConfig
+    from widthwise.search import SweepConfig
+
+    given, usual = config.model_dump(mode="json"), SweepConfig().model_dump(mode="json")
+    # The default of this one follows from these.
+    shape = config.model.model_dump(include={"width", "head_dim", "tied"})
+    usual["model"]["readout_multiplier"] = GPTConfig(**shape).readout_multiplier
+    sections = [name for name, value in given.items() if isinstance(value, dict)]
+    written = _assignments({name: given[name] for name in given if name not in (*sections, *_OWN)}, usual)
+    for section in sections:
+        own = {n: value for n, value in given[section].items() if n not in _SECTIONS.get(section, ())}
+        lines = _assignments(own, usual[section])
+        written += [f"[{section}]", *lines] if lines else []
+    return "".join(f"{line}\n" for line in written)
+
+
+def _assignments(given: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Return TOML's lines for the values that are not the usual ones; it has no null, which a comment names."""
+    changed = {name: value for name, value in given.items() if value != usual[name]}
+    # What remains, numbers, names, truth values and lists of these, is written in TOML as in JSON.
+    return [
+        f"# {name}: none, which only SweepConfig({name}=None) can say"
+        if value is None
+        else f"{name} = {json.dumps(value)}"
+        for name, value in changed.items()
+    ]
+
+
 def save_recipe(result: "SweepResult", out: Path) -> "Recipe":
     """Write ``recipe.json`` into the sweep's folder."""
     from widthwise.transfer.recipe import Recipe
@@ -146,19 +183,23 @@ def save_recipe(result: "SweepResult", out: Path) -> "Recipe":
 
 
 def show(result: "SweepResult", out: Path, console: "Console") -> None:
-    """Print the finalists and where the recipe is."""
+    """Print the finalists, what the evidence says besides, and where the recipe is."""
     from rich.table import Table
 
-    table = Table(
-        "trial", "η", "λ", "c", "loss, mean over seeds", "spread", "seeds", title="finalists, best first"
-    )
+    from widthwise.transfer.recipe import evidence_notes
+
+    head = ("trial", "η", "λ", "c", "mean", "confirmed", "spread", "seeds")
+    table = Table(*head, title="finalists, best first; confirmed: mean without the seed they were chosen on")
     for finalist in result.finalists:
         tuned = finalist.hyperparameters
-        c = "∞ (AdamW)" if tuned.huber_c is None else f"{tuned.huber_c:.3g}"
+        c = f"∞ ({tuned.decay})" if tuned.huber_c is None else f"{tuned.huber_c:.3g}"
         spread = "-" if finalist.spread is None else f"± {finalist.spread:.4f}"
-        row = (f"{tuned.lr:.4g}", f"{tuned.weight_decay:.4g}", c, f"{finalist.mean:.4f}", spread)
+        confirmed = "-" if finalist.confirmed is None else f"{finalist.confirmed:.4f}"
+        row = (f"{tuned.lr:.4g}", f"{tuned.weight_decay:.4g}", c, f"{finalist.mean:.4f}", confirmed, spread)
         table.add_row(str(finalist.number), *row, str(len(finalist.losses)))
     console.print(table)
+    for note in evidence_notes(result.best_by_decay, result.at_edge, result.config.space):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     recipe = out / "recipe.json"
     console.print(
         f"recipe: {recipe}; next: widthwise scale {recipe} --width 1024", soft_wrap=True, highlight=False

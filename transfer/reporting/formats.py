@@ -38,12 +38,13 @@ class TrialLine(Line):
 
 
 class FinalistLine(Line):
-    """A setting that was trained with several seeds; `losses` by seed, `spread` their standard deviation."""
+    """A setting that was trained with several seeds, as ``widthwise.search.sweeping.SeedLosses`` has it."""
 
     number: int
     hyperparameters: Drawn
     losses: dict[str, float | None]
     mean: float | None
+    confirmed: float | None = None
     spread: float | None = None
 
 
@@ -52,6 +53,8 @@ class Evidence(Line):
 
     finalists: tuple[FinalistLine, ...] = ()
     seed_spread: float | None = None
+    best_by_decay: dict[str, float | None] = {}
+    at_edge: tuple[str, ...] = ()
 
 
 class PlanKind(Line):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from widthwise.proxies.files import read_json
 from widthwise.proxies.validation import ConfigError
+from widthwise.search import SweepConfig
 from widthwise.transfer.recipe import Recipe
 from widthwise.transfer.reporting.formats import Evidence, Line, MetricsLine, PlanFile, ResultFile, TrialLine
 
@@ -24,13 +25,14 @@ BASELINE_RULE = "sp"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFolder:
-    """A sweep: finished trials by number, and the recipe once there is one."""
+    """A sweep: finished trials by number, and once there is one the recipe with what it says of the sweep."""
 
     name: str
     folder: Path
     trials: list[TrialLine]
     recipe: Recipe | None
     evidence: Evidence
+    config: SweepConfig | None
 
     @property
     def proposals(self) -> list[TrialLine]:
@@ -126,7 +128,9 @@ def _holds(place: Path, names: tuple[str, ...]) -> bool:
 
 def _sweep(place: Path) -> SweepFolder:
     recipe = _recipe(place)
-    evidence = Evidence.parse((recipe and recipe.evidence) or {}, where=f"{place / 'recipe.json'}: evidence")
+    where = place / "recipe.json"
+    evidence = Evidence.parse((recipe and recipe.evidence) or {}, where=f"{where}: evidence")
+    config = ((recipe and recipe.provenance) or {}).get("config")
     trials = {trial.number: trial for trial in _lines(place / "trials.jsonl", TrialLine)}
     return SweepFolder(
         name=place.resolve().name,
@@ -134,6 +138,7 @@ def _sweep(place: Path) -> SweepFolder:
         trials=[trials[number] for number in sorted(trials)],
         recipe=recipe,
         evidence=evidence,
+        config=None if config is None else SweepConfig.parse(config, where=f"{where}: provenance.config"),
     )
 
 

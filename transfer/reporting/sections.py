@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from widthwise.transfer.recipe import Recipe
+from widthwise.transfer.commands.sweep import as_options, as_toml
+from widthwise.transfer.recipe import Recipe, evidence_notes
 from widthwise.transfer.reporting import charts
 from widthwise.transfer.reporting.formats import PlanFile, PlanKind
 from widthwise.transfer.reporting.markup import Html, pairs, section, table, tag
@@ -82,14 +83,21 @@ def _finalists(sweep: SweepFolder, index: int) -> list[Html]:
             number(finalist.hyperparameters.huber_c),
             ", ".join(f"{nats(loss)} (seed {seed})" for seed, loss in finalist.losses.items()),
             nats(finalist.mean),
+            nats(finalist.confirmed),
             nats(finalist.spread),
         )
         for finalist in leading
     ]
-    text = "The best settings, trained again with other seeds. The spread is the standard deviation over the seeds."
-    head = ("trial", "decay", "η", "λ", "c", "losses (nats per token)", "mean", "spread")
+    text = (
+        "The best settings, trained again with other seeds. Confirmed is the mean over these: the seed that a "
+        "setting was chosen on flatters it. Best first by it; the spread is the standard deviation over all seeds."
+    )
+    head = ("trial", "decay", "η", "λ", "c", "losses (nats per token)", "mean", "confirmed", "spread")
     drawn = [charts.chart(charts.seeds(leading), f"finalists-{index + 1}")]
-    return [tag("h3", "Finalists"), tag("p", text), *drawn, table(head, rows)]
+    evidence, space = sweep.evidence, sweep.config.space if sweep.config else None
+    notes = evidence_notes(evidence.best_by_decay, evidence.at_edge, space)
+    said = [tag("p", f"{note[0].upper()}{note[1:]}.") for note in notes]
+    return [tag("h3", "Finalists"), tag("p", text), *drawn, table(head, rows), *said]
 
 
 def _recipes(contents: Contents) -> list[tuple[str, Recipe]]:
@@ -185,7 +193,7 @@ def _result(run: RunFolder) -> tuple[str, ...]:
 
 
 def _commands(contents: Contents) -> list[Html]:
-    """Return the commands as lines to copy: the recorded ones, else made from what the files say."""
+    """Return the commands as lines to copy, made from what the files say."""
     lines = [_sweep_command(sweep) for sweep in contents.sweeps]
     lines += [_launch_command(run, contents.sweeps) for run in contents.runs]
     places: list[SweepFolder | RunFolder] = [*contents.sweeps, *contents.runs]
@@ -196,10 +204,18 @@ def _commands(contents: Contents) -> list[Html]:
 
 
 def _sweep_command(sweep: SweepFolder) -> str:
+    """Return the command, after the ``config.toml`` that it needs where the options alone do not suffice."""
+    if sweep.config is None:
+        return _guessed_command(sweep)
+    file, given = as_toml(sweep.config), {**as_options(sweep.config), "out": sweep.name}
+    if not file:
+        return _command("sweep", given)
+    return f"cat > config.toml <<'END'\n{file}END\n" + _command("sweep", {"config": "config.toml", **given})
+
+
+def _guessed_command(sweep: SweepFolder) -> str:
+    """Return the command as far as the trials and a recipe without the sweep's configuration tell it."""
     recipe = sweep.recipe
-    recorded = recipe and (recipe.provenance or {}).get("command")
-    if recorded:
-        return shlex.join(map(str, recorded)) if isinstance(recorded, list) else str(recorded)
     first = sweep.proposals[0] if sweep.proposals else None
     options: dict[str, object] = {"width": first and first.width, "trials": len(sweep.proposals)}
     if sweep.evidence.finalists:
@@ -241,7 +257,9 @@ def _provenance(recipes: list[tuple[str, Recipe]]) -> Html:
     content = []
     for name, recipe in recipes:
         if recipe.provenance:
-            content += [tag("h3", f"Of the recipe from {name}"), pairs(_flat(recipe.provenance))]
+            # The configuration is what the commands above are made of.
+            shown = {key: value for key, value in recipe.provenance.items() if key != "config"}
+            content += [tag("h3", f"Of the recipe from {name}"), pairs(_flat(shown))]
     return section("provenance", "Provenance", *content)
 
 

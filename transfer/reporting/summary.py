@@ -1,9 +1,8 @@
 """What a report says first: the outcome in one sentence with its numbers, better or worse."""
 
 import math
-import statistics
 
-from widthwise.transfer.reporting.formats import FinalistLine
+from widthwise.transfer.reporting.formats import FinalistLine, TrialLine
 from widthwise.transfer.reporting.reading import BASELINE_RULE, Contents, RunFolder, SweepFolder
 
 
@@ -23,25 +22,28 @@ def plural(count: int, noun: str) -> str:
 
 
 def finalists(sweep: SweepFolder) -> list[FinalistLine]:
-    """Return the finalists by mean loss: as the recipe has them, or from the trials run so far."""
+    """Return the finalists, best first: as the recipe has them, or from the trials run so far."""
     if sweep.evidence.finalists:
         return list(sweep.evidence.finalists)
-    proposals = {trial.number: trial for trial in sweep.proposals}
-    confirmed = {trial.confirms for trial in sweep.trials if trial.confirms in proposals}
+    # The sweep's own rule, in particular of seeds that diverged; it brings Optuna and torch along.
+    from widthwise.search.sweeping import SeedLosses
+
+    confirmed = {trial.confirms for trial in sweep.trials}
     found = []
-    for origin in confirmed:
-        runs = [trial for trial in sweep.trials if origin in (trial.number, trial.confirms)]
-        losses = {str(run.seed): run.loss for run in runs if run.status == "completed"}
-        known = [loss for loss in losses.values() if loss is not None]
-        finalist = FinalistLine(
-            number=runs[0].number,
-            hyperparameters=runs[0].hyperparameters,
-            losses=losses,
-            mean=statistics.fmean(known) if known else None,
-            spread=statistics.stdev(known) if len(known) > 1 else None,
-        )
-        found.append(finalist)
-    return sorted(found, key=lambda one: (one.mean is None, one.mean, one.number))
+    for origin in (t for t in sweep.proposals if t.number in confirmed and _ending(t) is not None):
+        repeats = [trial for trial in sweep.trials if trial.confirms == origin.number]
+        endings = {one.seed: _ending(one) for one in (origin, *repeats)}
+        losses = SeedLosses(losses={seed: loss for seed, loss in endings.items() if loss is not None})
+        line = FinalistLine(number=origin.number, hyperparameters=origin.hyperparameters, **losses.as_json())
+        found.append((losses.score, next(iter(losses.losses.values())), origin.number, line))
+    return [line for *_, line in sorted(found, key=lambda one: one[:3])]
+
+
+def _ending(trial: TrialLine) -> float | None:
+    """Return a trial's loss as finalists are compared by: infinite where it diverged, None where it failed."""
+    if trial.status == "diverged":
+        return math.inf
+    return trial.loss if trial.status == "completed" else None
 
 
 def headline(contents: Contents) -> str:

@@ -1,0 +1,81 @@
+"""The command ``table``: a model of one's own, found in the current folder, or one line that says why not."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from widthwise.transfer import cli
+
+SOURCE = """
+from torch import nn
+
+def build(width):
+    return nn.Sequential(nn.Embedding(9, width), nn.Linear(width, width, bias=False), nn.Linear(width, 9, bias=False))
+
+def kv_heads(width):
+    return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(width, 9))
+"""
+BASES = ["--width", "64", "--base-width", "16"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_model.py").write_text(SOURCE)
+    (tmp_path / "importing.py").write_text("import absent_library")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("my_model", "importing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def exit_status(*argv: str) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["table", *argv])
+    return stop.value.code
+
+
+def test_it_prints_a_row_per_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("my_model:build", *BASES) == 0
+    out = capsys.readouterr().out
+    assert "width 16 → 64" in out
+    rows = [[word.strip() for word in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert rows == [
+        ["0.weight", "embedding", "×4", "no"],
+        ["1.weight", "matrix", "×4", "yes"],
+        ["2.weight", "readout", "×4", "no"],
+    ]
+
+
+def test_it_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("my_model:build", *BASES, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["width"], document["base_width"], len(document["entries"])) == (64, 16, 3)
+    assert document["entries"]["1.weight"] == {"kind": "matrix", "width_multiplier": 4.0, "normalised": True}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("x", "must be MODULE:FUNCTION, got 'x'"),
+        ("my_model:", "must be MODULE:FUNCTION, got 'my_model:'"),
+        (":build", "must be MODULE:FUNCTION, got ':build'"),
+        ("absent:build", "no module 'absent' for 'absent:build'"),
+        ("importing:build", "no module 'absent_library' for 'importing:build'"),
+        ("my_model:biuld", "module 'my_model' has no function 'biuld'; did you mean 'build'?"),
+        ("my_model:nn", "module 'my_model' has no function 'nn'"),
+        (
+            "my_model:kv_heads",
+            "must have one readout, the layer from growing to fixed size, got '1.weight', '2.weight'; scale "
+            "kv heads with the width, or name them: overrides={'1.weight': 'readout'} ('matrix' for η/w)",
+        ),
+    ],
+)
+def test_what_cannot_be_tabled_is_one_line(
+    build: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(build, *BASES) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"widthwise: error: build: {message}\n")

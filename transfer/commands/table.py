@@ -1,0 +1,60 @@
+"""``widthwise table``: every parameter's kind and width multiplier, of a model in the current folder."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+from tyro.conf import Positional
+
+from widthwise.proxies.validation import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Show how your own model's parameters scale: kind, width multiplier, whether normalised."""
+
+    build: Positional[str]
+    """MODULE:FUNCTION that returns the model of a given width; the module may lie in the current folder."""
+    width: int
+    """Width of the target."""
+    base_width: int
+    """Width of the proxy, where all multipliers are 1."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def run(self) -> int:
+        """Print the table on standard output."""
+        from widthwise.proxies.shapes import parameter_table
+
+        table = parameter_table(_found(self.build), width=self.width, base_width=self.base_width)
+        if self.json:
+            from json import dumps
+
+            print(
+                dumps(
+                    asdict(table) | {"entries": {name: asdict(row) for name, row in table.items()}}, indent=2
+                )
+            )
+            return 0
+        from rich.console import Console
+
+        Console().print(table.table())
+        return 0
+
+
+def _found(build: str) -> Callable[[int], Any]:
+    module, colon, name = build.partition(":")
+    if not (module and colon and name):
+        raise ConfigError(f"build: must be MODULE:FUNCTION, got {build!r}")
+    sys.path.insert(0, "")  # the current folder, which an installed command does not search
+    try:
+        home = import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"build: no module {error.name!r} for {build!r}") from None
+    if not callable(function := getattr(home, name, None)):
+        near = nearest(name, [one for one in vars(home) if callable(getattr(home, one))])
+        raise ConfigError(f"build: module {module!r} has no function {name!r}{near}")
+    found: Callable[[int], Any] = function
+    return found
