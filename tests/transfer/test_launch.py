@@ -79,7 +79,7 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
     assert status == 0, said
     told = [line.partition(":")[0] for line in said.splitlines()]
     assert told == [f"step {line['step']}" for line in lines(undisturbed)]
-    names = ["checkpoint.pt", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
+    names = [".lock", "checkpoint.pt", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
     assert sorted(path.name for path in undisturbed.iterdir()) == names
     result = json.loads((undisturbed / "result.json").read_text())
     assert json.loads(printed) == result
