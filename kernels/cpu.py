@@ -76,6 +76,7 @@ class Plan:
     ) -> None:
         self._groups, self._state, self._work, self._complete = groups, state, work, complete
         self._params = [param for item in work for param in item.params]
+        self._huber = [item.group["decay"] in validation.HUBER for item in work for _ in item.params]
         self._idle = [param for group in groups for param in group["params"] if param.grad is None]
         for item in work:
             for param, own in zip(item.params, item.states, strict=True):
@@ -90,11 +91,12 @@ class Plan:
         try:
             return (
                 self._complete
-                and not any([param.grad is not None for param in self._idle])
+                and all([param.grad is None for param in self._idle])
+                and not any([param.grad is None for param in self._params])
                 and self._versions == self._present_versions()
                 and self._seen == self._look()
             )
-        except KeyError:  # a state was emptied, or a group got another kind of decay
+        except (KeyError, TypeError):  # a state lacks a tensor, or its group got another kind of decay
             return False
 
     def gradients(self) -> list[Tensor]:
@@ -111,8 +113,8 @@ class Plan:
         for param, grad in zip(self._params, grads, strict=True):
             validation.check_gradient(param)
             if grad.shape != param.shape:
-                shapes = f"{tuple(grad.shape)} for a parameter of shape {tuple(param.shape)}"
-                raise ValueError(f"gradient: must have the shape of its parameter, got {shapes}")
+                shapes = f"{tuple(param.shape)}, got {tuple(grad.shape)}"
+                raise ValueError(f"gradient: must have the shape of its parameter, {shapes}")
         return [grad.to("cpu", torch.float32).contiguous() for grad in grads]
 
     def run(self, grads: list[Tensor], grad_factor: float) -> None:
@@ -125,12 +127,14 @@ class Plan:
         self._versions = self._present_versions()
 
     def untouched(self) -> list[Tensor]:
-        """Return the parameters that nobody has changed since the last step."""
+        """Return the parameters whose means are in the states: Huber's, unchanged since the last step."""
         addresses = self._seen[1]  # parameters come first
         return [
             param
-            for param, version, address in zip(self._params, self._versions, addresses, strict=False)
-            if (version, address) == (param._version, param.data_ptr())
+            for param, huber, version, address in zip(
+                self._params, self._huber, self._versions, addresses, strict=False
+            )
+            if huber and (version, address) == (param._version, param.data_ptr())
         ]
 
     def _present_versions(self) -> list[int]:
@@ -168,9 +172,9 @@ def _settle(param: Tensor, state: dict[str, Any], names: Iterable[str]) -> None:
         tensor = torch.as_tensor(state[name], dtype=torch.float32, device="cpu").contiguous()
         shape = param.shape if name in MOMENTS else ()
         if tensor.shape != shape:
+            owner = "of its parameter, " if name in MOMENTS else ""
             raise ValueError(
-                f"state: {name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)} "
-                f"for a parameter of shape {tuple(param.shape)}"
+                f"state: {name} must have the shape {owner}{tuple(shape)}, got {tuple(tensor.shape)}"
             )
         state[name] = tensor
 

@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 CSRC = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
 # -ffp-contract=off: no fused multiply-adds, which a compiler places as it likes; so the bits are the same from
@@ -75,6 +73,8 @@ class Compiler:
 
 def architecture_flags() -> tuple[str, ...]:
     """Return what to compile for: AVX2 where torch finds it, else the baseline. Measured: AVX-512 is slower."""
+    import torch  # here, so that the rest of this file starts in no time
+
     return ("-mavx2",) if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ()
 
 
