@@ -7,8 +7,9 @@ A step reads θ, g, m and v and writes θ, m and v: 28 bytes per float32 paramet
 Ratios are medians of the ratios within one turn.
 
 The bare stream reads and writes the same and computes nothing. The composed Huber decay is what a user would
-write around torch's fused AdamW. `--crowded` runs two optimizers, each bound to a core of its own, alone and
-then both beside a third process that keeps the cores busy.
+write around torch's fused AdamW. `--crowded` runs two optimizers on two cores, each bound to one, alone and then
+beside a third process that is always busy, and prints how much longer their steps take, scaled by the 2/3 of
+the cores that are left to them.
 """
 
 import argparse
@@ -18,7 +19,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +128,9 @@ def _adamhc(**options: Any) -> Factory:
     return lambda params: AdamHC(params, **COMMON, **options)
 
 
-def measure(
-    shapes: list[tuple[int, ...]], device: torch.device, rounds: int, only: str = ""
-) -> dict[str, list[float]]:
-    """Return milliseconds per step of each contender, by turn; gradients are shared, all else is its own."""
-    generator = torch.Generator().manual_seed(0)
-    weights = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
-    grads = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-    optimizers = {}
-    for name, build in contenders(device).items():
-        if only not in name:
-            continue
-        params = [weight.to(device, copy=True).requires_grad_() for weight in weights]
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-        optimizers[name] = build(params)
+def measure(shapes: list[tuple[int, ...]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Return milliseconds per step of each contender, by turn."""
+    optimizers = _prepare(shapes, device)
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     for turn in range(rounds + 2):
         for name, optimizer in optimizers.items():
@@ -146,6 +138,21 @@ def measure(
             if turn >= 2:  # the first steps make the state and warm up
                 times[name].append(elapsed)
     return times
+
+
+def _prepare(shapes: list[tuple[int, ...]], device: torch.device, only: str = "") -> dict[str, Optimizer]:
+    """Build the contenders, or the one; gradients are shared, all else is its own."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    optimizers = {}
+    for name, build in contenders(device).items():
+        if name == only or not only:
+            params = [weight.to(device, copy=True).requires_grad_() for weight in weights]
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            optimizers[name] = build(params)
+    return optimizers
 
 
 def _time_step(optimizer: Optimizer, device: torch.device) -> float:
@@ -159,6 +166,60 @@ def _time_step(optimizer: Optimizer, device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def crowded(threads: int, seconds: float) -> dict[str, float]:
+    """Return by how much a busy third process slows two optimizers more than by its share of two cores."""
+    slowdowns = {}
+    for name in (BASELINE, "AdamHC huber corrected (cpu)"):
+        alone = _rate_of_two(name, threads, seconds)
+        with _busy():
+            slowdowns[name] = alone / _rate_of_two(name, threads, seconds) * 2 / 3
+    return slowdowns
+
+
+def _rate_of_two(name: str, threads: int, seconds: float) -> float:
+    """Return the steps per second of two processes together, each on a core of its own."""
+    spawn, cores = get_context("spawn"), sorted(os.sched_getaffinity(0))
+    results, processes = [], []
+    for core in cores[:2]:
+        receiver, sender = spawn.Pipe(duplex=False)
+        os.sched_setaffinity(0, {core})  # inherited, so that OpenMP counts one core
+        process = spawn.Process(target=_count_steps, args=(name, threads, seconds, sender))
+        process.start()
+        os.sched_setaffinity(0, cores)
+        results.append(receiver)
+        processes.append(process)
+    rate: float = sum(result.recv() for result in results)
+    for process in processes:
+        process.join()
+    return rate
+
+
+def _count_steps(name: str, threads: int, seconds: float, result: Connection) -> None:
+    torch.set_num_threads(threads)
+    optimizer = _prepare(WORKLOADS["proxy"], torch.device("cpu"), name)[name]
+    for _ in range(10):
+        optimizer.step()
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        optimizer.step()
+        steps += 1
+    result.send(steps / (time.perf_counter() - start))
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    process = get_context("spawn").Process(target=_spin, daemon=True)
+    process.start()
+    yield
+    process.terminate()
+    process.join()
+
+
+def _spin() -> None:
+    while True:
+        pass
 
 
 def report(workload: str, milliseconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -203,8 +264,13 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--crowded", action="store_true", help="two optimizers beside a busy process")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
+    if arguments.crowded:
+        for name, slowdown in crowded(arguments.threads, seconds=4.0).items():
+            print(f"{name}: {slowdown:.2f} × of alone, scaled by share")
+        return
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     results = []
