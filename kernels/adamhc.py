@@ -210,7 +210,7 @@ class AdamHC(Optimizer):
     def _divide(self) -> tuple[cpu.Plan | None, Work]:
         """Return the plan for parameters that fit the CPU back end, and what is left to the reference."""
         if self._plan is not None:
-            if self._plan.holds():
+            if self._plan.holds(self.param_groups, self.state):
                 return self._plan, []
             self._means.trust(self._plan.untouched())
             self._plan = None

@@ -81,16 +81,17 @@ class Plan:
         for item in work:
             for param, own in zip(item.params, item.states, strict=True):
                 _settle(param, own, _names(item.group))
-        self._held = self._tensors()  # so that their memory cannot become another tensor's
         self._seen = self._look()
         self._versions = self._present_versions()
         self._records = b"".join(chain.from_iterable(map(_records, range(len(work)), work)))
 
-    def holds(self) -> bool:
+    def holds(self, groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> bool:
         """Tell whether nothing has changed but gradients and the numbers in the groups."""
         try:
             return (
                 self._complete
+                and groups is self._groups
+                and state is self._state
                 and all([param.grad is None for param in self._idle])
                 and not any([param.grad is None for param in self._params])
                 and self._versions == self._present_versions()
@@ -140,16 +141,19 @@ class Plan:
     def _present_versions(self) -> list[int]:
         return [param._version for param in self._params]
 
-    def _tensors(self) -> list[Tensor]:
-        rows = [map(_getter(item.group), map(self._state.__getitem__, item.params)) for item in self._work]
-        return [*self._params, *chain.from_iterable(chain.from_iterable(rows))]
-
     def _look(self) -> tuple[list[Any], ...]:
-        """Return what must not change: the parameters, where everything is, scales, layouts and sizes."""
+        """Return what must not change: where everything is, scales, layouts, sizes and the parameters."""
+        tensors: list[Tensor] = list(self._params)
+        scales: list[float | None] = []
+        for item in self._work:
+            states = list(map(self._state.__getitem__, item.params))
+            tensors += chain.from_iterable(map(_getter(item.group), states))
+            scales += [state.get("decay_scale") for state in states]
+        self._held = tensors  # so that their memory cannot become another tensor's
         return (
             list(map(id, chain.from_iterable([group["params"] for group in self._groups]))),
-            list(map(Tensor.data_ptr, self._tensors())),
-            [state.get("decay_scale") for state in map(self._state.__getitem__, self._params)],
+            list(map(Tensor.data_ptr, tensors)),
+            scales,
             list(map(Tensor.is_contiguous, self._params)),
             list(map(Tensor.numel, self._params)),
         )

@@ -95,8 +95,11 @@ ADAMHC_INLINE void end_step(const Record& r, double abs_sum) {
     *r.nonfinite = finite ? 0.0f : 1.0f;
 }
 
-// A NaN passes through.
-ADAMHC_INLINE float clip(float x, float limit) { return x > limit ? limit : (x < -limit ? -limit : x); }
+// A NaN passes through. In two steps, which are the minimum and the maximum that processors have.
+ADAMHC_INLINE float clip(float x, float limit) {
+    const float upper = limit < x ? limit : x;
+    return -limit > upper ? -limit : upper;
+}
 
 // (1) to (3) and (5) for one element.
 template <Decay decay>

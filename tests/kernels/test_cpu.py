@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,17 @@ def test_replaced_memory_is_found() -> None:
     step(changed, 9)
     step(plain, 9)
     assert_same_bits(changed, plain)
+
+
+def test_a_reset_state_is_begun_again() -> None:
+    first, second = (trained(backend, [500, 20]) for backend in ("cpu", "reference"))
+    for optimizer in (first, second):
+        optimizer.state = defaultdict(dict)
+        step(optimizer, 3)
+        optimizer.state.clear()
+        step(optimizer, 4)
+    assert first.state[first.param_groups[0]["params"][0]]["step"].item() == 1
+    assert_close(first, second)
 
 
 def test_changed_options_are_followed() -> None:
