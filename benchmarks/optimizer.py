@@ -170,12 +170,14 @@ def _wait(device: torch.device) -> None:
 
 def crowded(threads: int, seconds: float) -> dict[str, float]:
     """Return by how much a busy third process slows two optimizers more than by its share of two cores."""
-    slowdowns = {}
-    for name in (BASELINE, "AdamHC huber corrected (cpu)"):
-        alone = _rate_of_two(name, threads, seconds)
-        with _busy():
-            slowdowns[name] = alone / _rate_of_two(name, threads, seconds) * 2 / 3
-    return slowdowns
+    names = (BASELINE, "AdamHC huber corrected (cpu)")
+    slowdowns: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(3):
+        for name in names:
+            alone = _rate_of_two(name, threads, seconds)
+            with _busy():
+                slowdowns[name].append(alone / _rate_of_two(name, threads, seconds) * 2 / 3)
+    return {name: statistics.median(values) for name, values in slowdowns.items()}
 
 
 def _rate_of_two(name: str, threads: int, seconds: float) -> float:
@@ -268,7 +270,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if arguments.crowded:
-        for name, slowdown in crowded(arguments.threads, seconds=4.0).items():
+        for name, slowdown in crowded(arguments.threads, seconds=2.0).items():
             print(f"{name}: {slowdown:.2f} × of alone, scaled by share")
         return
     torch.set_num_threads(arguments.threads)
