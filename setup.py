@@ -14,5 +14,5 @@ setup(
         for folder in FOLDERS
         for name in (folder, *(f"{folder}.{sub}" for sub in find_packages(folder)))
     ],
-    package_data={f"widthwise.{folder}": ["py.typed"] for folder in FOLDERS},
+    package_data={f"widthwise.{folder}": ["py.typed", "csrc/*"] for folder in FOLDERS},
 )

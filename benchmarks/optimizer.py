@@ -1,16 +1,28 @@
 """Time a step of AdamHC beside torch's AdamW, all in turn, so that a noisy machine hits them alike.
 
-    python benchmarks/optimizer.py --threads 1 --json result.json
+    python benchmarks/optimizer.py --threads 2 --json result.json
+    python benchmarks/optimizer.py --crowded
 
 A step reads θ, g, m and v and writes θ, m and v: 28 bytes per float32 parameter, the basis of GB/s here.
+Ratios are medians of the ratios within one turn.
+
+The bare stream reads and writes the same and computes nothing. The composed Huber decay is what a user would
+write around torch's fused AdamW. `--crowded` runs two optimizers on two cores, each bound to one, alone and then
+beside a third process that is always busy, and prints how much longer their steps take, scaled by the 2/3 of
+the cores that are left to them.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +32,60 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from widthwise.kernels import AdamHC
-from widthwise.kernels.backends import BACKENDS
+from widthwise.kernels import AdamHC, backends, library
 
 BYTES_PER_PARAMETER = 28
 COMMON: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 BASELINE = "torch AdamW fused"
 Factory = Callable[[list[Tensor]], Optimizer]
+
+
+class Stream(Optimizer):
+    """The memory traffic of a step, and nothing else."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__(params, {})
+        grads = [param.grad for param in params if param.grad is not None]
+        columns = [params, grads, *([torch.zeros_like(p) for p in params] for _ in range(2))]
+        self.kept = columns
+        self.function = library.load(Path(__file__).parent / "stream.cpp").functions.stream
+        count = len(params)
+        self.arguments = [(ctypes.c_void_p * count)(*map(Tensor.data_ptr, column)) for column in columns]
+        self.sizes = (ctypes.c_int64 * count)(*map(Tensor.numel, params))
+        self.count = ctypes.c_int64(count)
+
+    def step(self, closure: None = None) -> None:
+        self.function(*self.arguments, self.sizes, self.count, torch.get_num_threads())
+
+
+class Composed(AdamW):
+    """Huber decay in torch operations around torch's fused AdamW, a tensor at a time: the fastest found."""
+
+    def __init__(self, params: list[Tensor], huber_c: float = 2.0) -> None:
+        super().__init__(params, **{**COMMON, "weight_decay": 0.0}, fused=True)
+        self.huber_c = huber_c
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        self.decay(self.param_groups[0]["params"], COMMON["lr"] * COMMON["weight_decay"])
+        super().step()
+
+    def decay(self, params: list[Tensor], strength: float) -> None:
+        for param in params:
+            limit = self.huber_c * param.abs().mean().item()
+            param.sub_(param.clamp(-limit, limit), alpha=strength)
+
+
+class ComposedForeach(Composed):
+    """The same with an operation for all tensors at once, as torch's own optimizers are written."""
+
+    def decay(self, params: list[Tensor], strength: float) -> None:
+        sizes = list(map(Tensor.numel, params))
+        norms = torch._foreach_norm(params, 1)
+        limits = [self.huber_c * norm.item() / n for norm, n in zip(norms, sizes, strict=True)]
+        clipped = torch._foreach_clamp_max(params, limits)
+        torch._foreach_clamp_min_(clipped, [-limit for limit in limits])
+        torch._foreach_sub_(params, clipped, alpha=strength)
 
 
 def transformer_shapes(width: int, depth: int, vocabulary: int, *, gains: bool) -> list[tuple[int, ...]]:
@@ -49,17 +108,19 @@ WORKLOADS = {
 
 
 def contenders(device: torch.device) -> dict[str, Factory]:
-    """Return torch's AdamW in two builds, and AdamHC in each back end that is there."""
+    """Return torch's AdamW in two builds, AdamHC in each back end that is there, and the yardsticks."""
     named: dict[str, Factory] = {
         BASELINE: lambda params: AdamW(params, **COMMON, fused=True),
         "torch AdamW foreach": lambda params: AdamW(params, **COMMON, foreach=True),
+        "Huber around torch fused": Composed,
+        "Huber around torch fused, foreach": ComposedForeach,
+        "AdamHC huber corrected (reference)": _adamhc(corrected=True, backend="reference"),
     }
-    for backend in BACKENDS:
-        if backend in ("cpu", "cuda") and backend != device.type:
-            continue
+    if device.type == "cpu" and backends.resolve("auto", []) == "cpu":
+        named["bare stream"] = Stream
         for decay, corrected in (("l2", False), ("huber", True)):
-            label = f"AdamHC {decay}{' corrected' if corrected else ''} ({backend})"
-            named[label] = _adamhc(decay=decay, corrected=corrected, backend=backend)
+            label = f"AdamHC {decay}{' corrected' if corrected else ''} (cpu)"
+            named[label] = _adamhc(decay=decay, corrected=corrected, backend="cpu")
     return named
 
 
@@ -67,24 +128,31 @@ def _adamhc(**options: Any) -> Factory:
     return lambda params: AdamHC(params, **COMMON, **options)
 
 
-def measure(shapes: list[tuple[int, ...]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Return the median milliseconds per step of each contender; gradients are shared, all else is its own."""
-    generator = torch.Generator().manual_seed(0)
-    weights = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
-    grads = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-    optimizers = {}
-    for name, build in contenders(device).items():
-        params = [weight.to(device, copy=True).requires_grad_() for weight in weights]
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-        optimizers[name] = build(params)
+def measure(shapes: list[tuple[int, ...]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Return milliseconds per step of each contender, by turn."""
+    optimizers = _prepare(shapes, device)
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     for turn in range(rounds + 2):
         for name, optimizer in optimizers.items():
             elapsed = _time_step(optimizer, device)
             if turn >= 2:  # the first steps make the state and warm up
                 times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def _prepare(shapes: list[tuple[int, ...]], device: torch.device, only: str = "") -> dict[str, Optimizer]:
+    """Build the contenders, or the one; gradients are shared, all else is its own."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    optimizers = {}
+    for name, build in contenders(device).items():
+        if name == only or not only:
+            params = [weight.to(device, copy=True).requires_grad_() for weight in weights]
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            optimizers[name] = build(params)
+    return optimizers
 
 
 def _time_step(optimizer: Optimizer, device: torch.device) -> float:
@@ -100,19 +168,76 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def report(workload: str, milliseconds: dict[str, float]) -> dict[str, Any]:
-    """Turn medians into the rows of one workload."""
+def crowded(threads: int, seconds: float) -> dict[str, float]:
+    """Return by how much a busy third process slows two optimizers more than by its share of two cores."""
+    names = (BASELINE, "AdamHC huber corrected (cpu)")
+    slowdowns: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(3):
+        for name in names:
+            alone = _rate_of_two(name, threads, seconds)
+            with _busy():
+                slowdowns[name].append(alone / _rate_of_two(name, threads, seconds) * 2 / 3)
+    return {name: statistics.median(values) for name, values in slowdowns.items()}
+
+
+def _rate_of_two(name: str, threads: int, seconds: float) -> float:
+    """Return the steps per second of two processes together, each on a core of its own."""
+    spawn, cores = get_context("spawn"), sorted(os.sched_getaffinity(0))
+    results, processes = [], []
+    for core in cores[:2]:
+        receiver, sender = spawn.Pipe(duplex=False)
+        os.sched_setaffinity(0, {core})  # inherited, so that OpenMP counts one core
+        process = spawn.Process(target=_count_steps, args=(name, threads, seconds, sender))
+        process.start()
+        os.sched_setaffinity(0, cores)
+        results.append(receiver)
+        processes.append(process)
+    rate: float = sum(result.recv() for result in results)
+    for process in processes:
+        process.join()
+    return rate
+
+
+def _count_steps(name: str, threads: int, seconds: float, result: Connection) -> None:
+    torch.set_num_threads(threads)
+    optimizer = _prepare(WORKLOADS["proxy"], torch.device("cpu"), name)[name]
+    for _ in range(10):
+        optimizer.step()
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        optimizer.step()
+        steps += 1
+    result.send(steps / (time.perf_counter() - start))
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    process = get_context("spawn").Process(target=_spin, daemon=True)
+    process.start()
+    yield
+    process.terminate()
+    process.join()
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def report(workload: str, milliseconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Turn times into the rows of one workload."""
     shapes = WORKLOADS[workload]
     count = sum(torch.Size(shape).numel() for shape in shapes)
-    rows = [
-        {
+    rows = []
+    for name, times in milliseconds.items():
+        turns = zip(times, milliseconds[BASELINE], strict=True)
+        row = {
             "optimizer": name,
-            "ms_per_step": ms,
-            "gb_per_s": BYTES_PER_PARAMETER * count / ms / 1e6,
-            "times_torch_fused": ms / milliseconds[BASELINE],
+            "ms_per_step": statistics.median(times),
+            "gb_per_s": BYTES_PER_PARAMETER * count / statistics.median(times) / 1e6,
+            "times_torch_fused": statistics.median(own / other for own, other in turns),
         }
-        for name, ms in milliseconds.items()
-    ]
+        rows.append(row)
     return {"workload": workload, "parameters": count, "tensors": len(shapes), "rows": rows}
 
 
@@ -141,8 +266,13 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--crowded", action="store_true", help="two optimizers beside a busy process")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
+    if arguments.crowded:
+        for name, slowdown in crowded(arguments.threads, seconds=2.0).items():
+            print(f"{name}: {slowdown:.2f} × of alone, scaled by share")
+        return
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     results = []

@@ -1,16 +1,19 @@
 """AdamHC as a `torch.optim.Optimizer`: it keeps the books; `widthwise.kernels.reference` has the formulas."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from widthwise.kernels import reference, validation
-from widthwise.kernels.backends import BACKENDS, Backend, resolve
+from widthwise.kernels import backends, cpu, reference, validation
 from widthwise.kernels.means import WeightMeans
 from widthwise.kernels.reference import Batch, Decay
+
+Work = list[
+    tuple[dict[str, Any], list[Tensor]]
+]  # groups with those of their parameters that are to be updated
 
 
 class AdamHC(Optimizer):
@@ -50,18 +53,28 @@ class AdamHC(Optimizer):
         max_lr: the group's peak learning rate; defaults to its `lr` at construction.
         clip_norm: scale the gradients down to this global norm over all groups, leaving `param.grad` as it
             is. Infinity computes `grad_norm` and clips nothing.
-        backend: "auto" or "reference"; "cuda" and "cpu" are not shipped in this version.
+        backend: "auto", "cpu" or "reference"; "cuda" is not shipped in this version. The CPU back end is
+            compiled at its first use on a machine; "auto" is the reference where that fails, or where a
+            parameter is not on CPU. It takes contiguous float32 parameters; any other is always updated by
+            the reference.
 
     Attributes:
+        backend: the back end in use, "cpu" or "reference".
         grad_norm: norm of the (unscaled) gradients before clipping at the last step, a 0-dim tensor; None
             where it was not computed, that is without `clip_norm` or after a skipped step.
 
     Raises:
-        ValueError: if an argument is outside its range, or a parameter is half precision, complex or sharded.
+        ValueError: if an argument is outside its range, or a parameter is half precision, complex or sharded,
+            or `backend` cannot be had.
     """
 
     # GradScaler then sets grad_scale and found_inf, and unscales nothing itself.
     _step_supports_amp_scaling = True
+
+    backend: str
+    grad_norm: Tensor | None
+    _means: WeightMeans
+    _plan: cpu.Plan | None
 
     def __init__(
         self,
@@ -81,9 +94,7 @@ class AdamHC(Optimizer):
     ) -> None:
         validation.check_clip_norm(clip_norm)
         self.clip_norm = clip_norm
-        self.backend = resolve(backend)
-        self.grad_norm: Tensor | None = None
-        self._means = WeightMeans()
+        self._begin_books()
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -97,6 +108,7 @@ class AdamHC(Optimizer):
             "max_lr": max_lr,
         }
         super().__init__(params, defaults)
+        self.backend = backends.resolve(backend, self._params())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not give are the constructor's, and `max_lr` None is its own `lr`.
@@ -136,7 +148,7 @@ class AdamHC(Optimizer):
 
     def remeasure(self) -> None:
         """Measure the weights anew before the next step; needed only after an edit through ``param.data``."""
-        self._means = WeightMeans()
+        self._means, self._plan = WeightMeans(), None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -159,10 +171,14 @@ class AdamHC(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item() != 0:
             return loss
-        batches = [(group, params) for group in self.param_groups for params in _alike(group["params"])]
+        plan, rest = self._divide()
+        grads = [] if plan is None else plan.gradients()
         factor = self._gradient_factor()
-        for group, params in batches:
-            self._step_alike(group, params, factor)
+        if plan is not None:
+            plan.run(grads, 1.0 if factor is None else factor.item())
+        for group, params in rest:
+            for alike in _alike(params):
+                self._step_alike(group, alike, factor)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,16 +196,51 @@ class AdamHC(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or, as torch calls it, a state dict."""
         super().__setstate__(state)
+        self._begin_books()
+        if state.get("backend") == "cpu":  # from another machine, perhaps
+            self.backend = backends.resolve("auto", self._params())
+
+    def _begin_books(self) -> None:
         self.grad_norm = None
-        self._means = WeightMeans()
+        self.remeasure()
+
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def _divide(self) -> tuple[cpu.Plan | None, Work]:
+        """Return the plan for parameters that fit the CPU back end, and what is left to the reference."""
+        if self._plan is not None:
+            if self._plan.holds(self.param_groups, self.state):
+                return self._plan, []
+            self._means.trust(self._plan.untouched())
+            self._plan = None
+        work = [(group, _with_gradient(group["params"])) for group in self.param_groups]
+        if self.backend != "cpu":
+            return None, work
+        fitting = [
+            self._work(group, [param for param in params if cpu.fits(param)]) for group, params in work
+        ]
+        rest = [(group, [param for param in params if not cpu.fits(param)]) for group, params in work]
+        complete = not any(params for _, params in rest)
+        self._plan = cpu.Plan(self.param_groups, self.state, fitting, complete=complete)
+        return self._plan, rest
+
+    def _work(self, group: dict[str, Any], params: list[Tensor]) -> cpu.Work:
+        """Give the CPU back end parameters of one group, with states that have all it needs."""
+        states = [self._state_of(param) for param in params]
+        if group["decay"] in validation.HUBER:
+            self._means.refresh(group, params, states, cpu.abs_means)
+        return cpu.Work(group=group, params=params, states=states)
 
     def _step_alike(self, group: dict[str, Any], params: list[Tensor], factor: Tensor | None) -> None:
-        """Update parameters of one group, device and dtype."""
+        """Update parameters of one group, device and dtype, by the reference."""
         states = [self._state_of(param) for param in params]
-        huber = group["decay"] in validation.HUBER
-        deltas = self._means.thresholds(group, params, states, self._backend) if huber else []
+        deltas = []
+        if group["decay"] in validation.HUBER:
+            self._means.refresh(group, params, states, reference.abs_means)
+            deltas = self._means.thresholds(group, states)
         batch = self._batch(group, params, states, deltas, factor)
-        means = self._backend.update(batch)
+        means = reference.update(batch)
         for state, step in zip(states, batch.steps, strict=True):
             state["step"].fill_(step)
         if means is not None:
@@ -236,24 +287,26 @@ class AdamHC(Optimizer):
         factor = None if grad_scale is None else grad_scale.double().reciprocal().float()
         if self.clip_norm is None:
             return factor
-        everything = [param.grad for group in self.param_groups for param in group["params"]]
-        norm = torch.nn.utils.get_total_norm([grad for grad in everything if grad is not None])
+        grads = [param.grad for param in self._params() if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
         self.grad_norm = norm if factor is None else norm * factor.to(norm.device)
         clip = reference.clip_factor(self.grad_norm, self.clip_norm)
         return clip if factor is None else clip * factor.to(clip.device)
 
-    @property
-    def _backend(self) -> Backend:
-        return BACKENDS[self.backend]
+
+def _with_gradient(params: Iterable[Tensor]) -> list[Tensor]:
+    """Pass over parameters without gradient or elements, and check the gradients of the rest."""
+    present = [param for param in params if param.grad is not None and param.numel() > 0]
+    for param in present:
+        validation.check_gradient(param)
+    return present
 
 
 def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Check the gradients, pass over parameters without one, and gather the rest by device and dtype."""
+    """Gather parameters by device and dtype."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for param in params:
-        if param.grad is not None and param.numel() > 0:
-            validation.check_gradient(param)
-            alike.setdefault((param.device, param.dtype), []).append(param)
+        alike.setdefault((param.device, param.dtype), []).append(param)
     return list(alike.values())
 
 

@@ -1,45 +1,62 @@
 """The back ends that do AdamHC's update, and the choice among them.
 
-A back end is anything, a module for one, with the functions of `Backend`. To add one: write it, put it into
-`BACKENDS`, and let `resolve` prefer it where it works.
+`reference` takes every parameter. `cpu` takes those that `widthwise.kernels.cpu.fits`, and leaves the rest to
+the reference.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import logging
+from collections.abc import Iterable
+from functools import cache
 
 from torch import Tensor
 
-from widthwise.kernels import reference
-from widthwise.kernels.reference import Batch
+from widthwise.kernels import cpu
+from widthwise.kernels.library import Library
 
 NAMES = ("auto", "cuda", "cpu", "reference")
 
-
-class Backend(Protocol):
-    """What an optimizer needs of a back end; `widthwise.kernels.reference` says what it computes."""
-
-    def update(self, batch: Batch, /) -> Tensor | None:
-        """Do one step in place; return the mean |θ'| per tensor, shape (tensors,), for a Huber decay."""
-        ...
-
-    def abs_means(self, params: Sequence[Tensor], /) -> Tensor:
-        """Return mean|θ| per tensor, shape (tensors,)."""
-        ...
+_logger = logging.getLogger("widthwise")
 
 
-BACKENDS: dict[str, Backend] = {"reference": reference}
+def resolve(name: str, params: Iterable[Tensor]) -> str:
+    """Return "cpu" or "reference": what `name` stands for with these parameters on this machine.
 
-
-def resolve(name: str) -> str:
-    """Return the key in `BACKENDS` that `name` stands for.
+    "auto" is the CPU back end where all parameters are on CPU and the machine can build it, which is tried
+    here; else the reference, which is announced once where the build is what failed.
 
     Raises:
-        ValueError: if there is no such back end, or this version does not ship it.
+        ValueError: if there is no such back end, or it cannot be had.
     """
     if name not in NAMES:
         raise ValueError(f"backend: must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    if name == "auto":
+    if name == "cuda":
+        raise ValueError("backend: this version ships only 'cpu' and 'reference' (and 'auto'), got 'cuda'")
+    elsewhere = next((param.device for param in params if not param.is_cpu), None)
+    if name == "reference" or (name == "auto" and elsewhere is not None):
         return "reference"
-    if name not in BACKENDS:
-        raise ValueError(f"backend: this version ships only 'reference' (and 'auto'), got {name!r}")
-    return name
+    if elsewhere is not None:
+        raise ValueError(f"backend: 'cpu' must have all parameters on CPU, got one on {elsewhere}")
+    return _cpu(required=name == "cpu")
+
+
+def describe() -> tuple[str, str | None]:
+    """Return the back end that CPU parameters get here, and why it is not the fast one if it is not."""
+    found = cpu.library_or_reason()
+    if isinstance(found, Library):
+        return f"cpu (built with {found.origin})", None
+    return "reference", found
+
+
+def _cpu(*, required: bool) -> str:
+    found = cpu.library_or_reason()
+    if isinstance(found, Library):
+        return "cpu"
+    if required:
+        raise ValueError(f"backend: 'cpu' must be built first, and cannot be: {found}")
+    _announce(found)
+    return "reference"
+
+
+@cache
+def _announce(reason: str) -> None:
+    _logger.warning("AdamHC runs on its slow reference back end: %s", reason)

@@ -1,15 +1,15 @@
 """The book of mean absolute weights, which saves the Huber thresholds a reading of the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from widthwise.kernels import reference
-from widthwise.kernels.backends import Backend
 
 State = dict[str, Any]
+Measure = Callable[[Sequence[Tensor]], Tensor]  # mean|θ| of each tensor, shape (tensors,)
 
 
 class WeightMeans:
@@ -21,15 +21,27 @@ class WeightMeans:
     def __init__(self) -> None:
         self._fingerprints: dict[Tensor, tuple[int, int]] = {}
 
-    def thresholds(
-        self, group: dict[str, Any], params: list[Tensor], states: list[State], backend: Backend
-    ) -> list[Tensor]:
-        """Return δ of this step per parameter, 0-dim tensors; advances the moving average where used."""
-        self._measure_stale(params, states, backend)
-        level = _stacked(states, "abs_mean")
+    def refresh(
+        self, group: dict[str, Any], params: list[Tensor], states: list[State], measure: Measure
+    ) -> None:
+        """Measure weights that are new or that others have changed, and begin moving averages where used."""
+        stale = [
+            (param, state)
+            for param, state in zip(params, states, strict=True)
+            if "abs_mean" not in state or self._fingerprints.get(param) != _fingerprint(param)
+        ]
+        if stale:
+            stale_params, stale_states = zip(*stale, strict=True)
+            self.remember(stale_params, stale_states, measure(stale_params))
         if group["threshold"] == "ema":
             for state in states:
-                state.setdefault("threshold_ema", state["abs_mean"])
+                if "threshold_ema" not in state:
+                    state["threshold_ema"] = state["abs_mean"].clone()
+
+    def thresholds(self, group: dict[str, Any], states: list[State]) -> list[Tensor]:
+        """Return δ of this step per refreshed state, 0-dim tensors; advances the moving average where used."""
+        level = _stacked(states, "abs_mean")
+        if group["threshold"] == "ema":
             nonfinite = _stacked(states, "nonfinite") != 0
             level = reference.smooth(
                 _stacked(states, "threshold_ema"), level, nonfinite, group["threshold_beta"]
@@ -45,17 +57,11 @@ class WeightMeans:
         _store(states, "abs_mean", means)
         # Not a boolean: loading a state dict casts every tensor but `step` to the parameter's dtype.
         _store(states, "nonfinite", nonfinite.to(means.dtype))
-        self._fingerprints.update({param: _fingerprint(param) for param in params})
+        self.trust(params)
 
-    def _measure_stale(self, params: list[Tensor], states: list[State], backend: Backend) -> None:
-        stale = [
-            (param, state)
-            for param, state in zip(params, states, strict=True)
-            if "abs_mean" not in state or self._fingerprints.get(param) != _fingerprint(param)
-        ]
-        if stale:
-            stale_params, stale_states = zip(*stale, strict=True)
-            self.remember(stale_params, stale_states, backend.abs_means(stale_params))
+    def trust(self, params: Sequence[Tensor]) -> None:
+        """Take it that the states have the means of the present weights."""
+        self._fingerprints.update(zip(params, map(_fingerprint, params), strict=True))
 
 
 def _fingerprint(param: Tensor) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from widthwise import kernels
 from widthwise.kernels import AdamHC
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPTIONS: dict[str, Any] = {
     "lr": 0.05,
     "betas": (0.8, 0.9),
@@ -49,12 +51,16 @@ def snapshot(optimizer: AdamHC, params: list[Tensor]) -> list[tuple[Tensor, dict
 
 
 def assert_same(
-    first: list[tuple[Tensor, dict[str, Any]]], second: list[tuple[Tensor, dict[str, Any]]]
+    first: list[tuple[Tensor, dict[str, Any]]],
+    second: list[tuple[Tensor, dict[str, Any]]],
+    tolerance: float = 0.0,
 ) -> None:
-    """Assert equality of parameters and of the whole state, bit for bit."""
+    """Assert equality of parameters and of the whole state, bit for bit unless a tolerance is given."""
     for (weights, state), (other_weights, other_state) in zip(first, second, strict=True):
-        torch.testing.assert_close(weights, other_weights, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(state, other_state, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            weights, other_weights, rtol=tolerance, atol=tolerance / 10, equal_nan=True
+        )
+        torch.testing.assert_close(state, other_state, rtol=tolerance, atol=tolerance / 10, equal_nan=True)
 
 
 def test_the_public_names() -> None:
@@ -331,7 +337,7 @@ def pickled(optimizer: AdamHC, params: list[Tensor]) -> tuple[AdamHC, list[Tenso
 @pytest.mark.parametrize("copied", [round_trip, deep_copy, pickled])
 @pytest.mark.parametrize("decay", ["none", "l2", *HUBER])
 @pytest.mark.parametrize("threshold", ["mean", "ema"])
-def test_a_copy_continues_bit_for_bit(copied: Any, decay: str, threshold: str) -> None:
+def test_a_copy_continues_bit_for_bit(copied: Any, decay: str, threshold: str, backend: str) -> None:
     params = parameters()
     optimizer = AdamHC(params, **{**OPTIONS, "decay": decay, "threshold": threshold}, clip_norm=2.0)
     optimizer.set_decay_scale({params[0]: 3.0})
@@ -342,7 +348,7 @@ def test_a_copy_continues_bit_for_bit(copied: Any, decay: str, threshold: str) -
     run(other, own, range(3, 6))
     assert_same(snapshot(optimizer, params), snapshot(other, own))
     assert other.param_groups[0]["max_lr"] == 0.05
-    assert (other.clip_norm, other.backend) == (2.0, "reference")
+    assert (other.clip_norm, other.backend) == (2.0, backend)
 
 
 def test_loads_a_checkpoint_of_torch_adamw() -> None:
@@ -422,7 +428,9 @@ def test_a_parameter_in_other_strides() -> None:
     first, second = AdamHC(plain, **OPTIONS), AdamHC(turned, **OPTIONS)
     run(first, plain, range(3))
     run(second, turned, range(3))
-    assert_same(snapshot(first, plain), snapshot(second, turned))
+    # The CPU back end leaves `turned` to the reference, a few roundings away.
+    tolerance = 0.0 if first.backend == "reference" else 1e-5
+    assert_same(snapshot(first, plain), snapshot(second, turned), tolerance)
 
 
 def test_empty_tensors_and_missing_gradients_are_passed_over() -> None:

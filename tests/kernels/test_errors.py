@@ -49,8 +49,10 @@ def refusal(text: str) -> Any:
         ),
         ({"clip_norm": 0.0}, "clip_norm: must be > 0 or None, got 0.0"),
         ({"clip_norm": NAN}, "clip_norm: must be > 0 or None, got nan"),
-        ({"backend": "cuda"}, "backend: this version ships only 'reference' (and 'auto'), got 'cuda'"),
-        ({"backend": "cpu"}, "backend: this version ships only 'reference' (and 'auto'), got 'cpu'"),
+        (
+            {"backend": "cuda"},
+            "backend: this version ships only 'cpu' and 'reference' (and 'auto'), got 'cuda'",
+        ),
         ({"backend": "mps"}, "backend: must be one of 'auto', 'cuda', 'cpu', 'reference', got 'mps'"),
     ],
 )

@@ -56,7 +56,7 @@ def _devices() -> list[Finding]:
     try:
         import torch
 
-        from widthwise.kernels.backends import resolve
+        from widthwise.kernels import backends
     except ImportError as error:
         return [Finding(what="device", found=f"unknown ({error})", advice="install torch")]
     if torch.cuda.is_available():
@@ -65,8 +65,9 @@ def _devices() -> list[Finding]:
     else:
         built = "this torch has no CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         device = Finding(what="device", found=f"cpu ({built})")
-    backend = Finding(what="kernel back end", found=f"{resolve('auto')}, the one this version ships")
-    return [device, backend]
+    active, reason = backends.describe()
+    advice = None if reason is None else f"install a C++ compiler such as g++ for the fast one ({reason})"
+    return [device, Finding(what="kernel back end", found=active, advice=advice)]
 
 
 def _disk() -> Finding:
