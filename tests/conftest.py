@@ -114,6 +114,14 @@ class Running:
                 continue
         return alive
 
+    def require_clean_folders(self) -> None:
+        """Nothing but our logs lies in the working folder, nothing but the kernel's cache in the home folder."""
+        folder = self.out.parent
+        assert {path.stem for path in folder.iterdir()} <= {"out", "err", "home"}
+        assert [path.relative_to(folder / "home") for path in (folder / "home").glob("*/*")] == [
+            Path(".cache/widthwise")
+        ]
+
     def require_gone(self, *, but: str | None = None, seconds: float = 30) -> None:
         """Wait until no process of the session is left, but those with `but` in their names."""
         deadline = time.monotonic() + seconds

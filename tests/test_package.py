@@ -99,8 +99,9 @@ def test_the_wheel_holds_every_module_of_the_tree(tmp_path: Path) -> None:
     tree = {
         f"widthwise/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")
     }
+    sources = {f"widthwise/{file.relative_to(ROOT)}" for file in (ROOT / "kernels" / "csrc").iterdir()}
     markers = {f"widthwise/{folder}/py.typed" for folder in FOLDERS}
-    assert packed == tree | markers
+    assert packed == tree | sources | markers
 
 
 def copy(folder: Path) -> Path:

@@ -96,8 +96,7 @@ def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: py
     status, printed, said = running.finish()
     assert status == 0, said
     running.require_gone()
-    # The working folder and the home folder are as they were.
-    assert {path.suffix for path in running.out.parent.iterdir()} == {".0"}
+    running.require_clean_folders()
     recipe = Recipe.parse(json.loads(printed)["recipe"])
     assert (json.loads(printed)["out"], recipe) == (str(out), Recipe.load(out / "recipe.json"))
     assert said.splitlines() == [
