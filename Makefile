@@ -15,7 +15,7 @@ help:
 	@echo "make bench  the optimizer's speed beside torch's own"
 
 $(READY): pyproject.toml setup.py constraints.txt
-	@echo "Setting up $(VENV) (about two minutes, once) ..."
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
