@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from widthwise.proxies.data import Tokens, open_tokens
     from widthwise.proxies.model import GPT
     from widthwise.proxies.module_decay import AWD, AdaDecay, AlphaDecay
+    from widthwise.proxies.outcome import RunOptions, TrainResult
     from widthwise.proxies.shapes import ParameterTable, parameter_groups, parameter_table
-    from widthwise.proxies.training import RunOptions, TrainResult, train
+    from widthwise.proxies.training import train
 
 __all__ = [
     "AWD",
@@ -37,7 +38,8 @@ __getattr__, __dir__ = exported(
         "data": "Tokens open_tokens",
         "model": "GPT",
         "module_decay": "AWD AdaDecay AlphaDecay",
+        "outcome": "RunOptions TrainResult",
         "shapes": "ParameterTable parameter_groups parameter_table",
-        "training": "RunOptions TrainResult train",
+        "training": "train",
     },
 )

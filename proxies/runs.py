@@ -13,8 +13,9 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, 
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
+from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
 from widthwise.proxies.shapes import parameter_groups, parameter_table
-from widthwise.proxies.training import Metrics, RunOptions, TrainResult, train
+from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
 
 

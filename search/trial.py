@@ -8,8 +8,8 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
+from widthwise.proxies.outcome import Metrics, RunOptions
 from widthwise.proxies.runs import RunSpec, device_options, run
-from widthwise.proxies.training import Metrics, RunOptions
 
 
 def trainable(config: Mapping[str, Any]) -> None:

@@ -21,8 +21,8 @@ from pydantic import Field
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
+from widthwise.proxies.outcome import Metrics
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.training import Metrics
 from widthwise.proxies.validation import ConfigError, Record, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
@@ -230,8 +230,8 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
+    from widthwise.proxies.outcome import RunOptions
     from widthwise.proxies.runs import device_options, run
-    from widthwise.proxies.training import RunOptions
 
     torch.set_num_threads(config["threads"])
     context, out = train.get_context(), Path(config["out"])

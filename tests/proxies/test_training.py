@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from widthwise.proxies import GPT, GPTConfig, Horizon, Hyperparameters, RunOptions, open_tokens, train
 from widthwise.proxies.data import Tokens
+from widthwise.proxies.outcome import Metrics, TrainResult
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.schedule import schedule
-from widthwise.proxies.training import Metrics, TrainResult
 from widthwise.proxies.validation import ConfigError
 
 CONTEXT, STEPS = 16, 40

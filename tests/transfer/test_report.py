@@ -13,8 +13,8 @@ import torch
 from optuna import Trial
 
 from widthwise.proxies import GPTConfig, Horizon
+from widthwise.proxies.outcome import Metrics, RunOptions
 from widthwise.proxies.runs import RunSpec, base_settings, run
-from widthwise.proxies.training import Metrics, RunOptions
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 from widthwise.search.ledger import Ledger
