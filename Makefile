@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the whole chain on real text, about five minutes on two cores"
 	@echo "make test   the tests, under ten minutes on two cores"
 	@echo "make lint   formatting, style and types"
-	@echo "make bench  the optimizer's speed beside torch's own"
+	@echo "make bench  the optimizer's speed beside torch's own, and what a sweep costs"
 
 $(READY): pyproject.toml setup.py constraints.txt
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
@@ -36,6 +36,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/optimizer.py
+	$(BIN)/python benchmarks/sweep.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
