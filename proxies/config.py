@@ -21,6 +21,8 @@ def _below_one(betas: tuple[float, float]) -> tuple[float, float]:
     return betas
 
 
+# What torch, numpy and the sampler all take.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Betas = Annotated[tuple[float, float], AfterValidator(_below_one)]
 """Adam's β1 and β2."""
 

@@ -86,7 +86,8 @@ def _complaint(details: ErrorDetails, model: type[BaseModel]) -> str:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     if kind in _BOUNDS:
         sign, key = _BOUNDS[kind]
-        return f"must be {sign} {context[key]:g}, got {value!r}"
+        bound = context[key]
+        return f"must be {sign} {bound if isinstance(bound, int) else format(bound, 'g')}, got {value!r}"
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}, got {value!r}"
     if kind == "missing":

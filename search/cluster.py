@@ -3,9 +3,12 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -30,16 +33,36 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
         cpus: logical cores of a local Ray; None takes the machine's.
     """
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
-    with _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()):
+    with (
+        _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()),
+        tempfile.TemporaryDirectory(prefix="ww-", dir=_SOCKETS, ignore_cleanup_errors=True) as folder,
+    ):
         import ray
+
+        if address is None:
+            local["_temp_dir"] = folder
 
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         try:
-            yield ray
+            with _terminated_as_interrupted():
+                yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM, with which schedulers end a job, as Ctrl-C, in place of Ray's abrupt end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -84,6 +107,9 @@ def _require_listener(address: str) -> None:
     except OSError as error:
         raise ConfigError(f"address: no Ray answers at {address!r} ({error})") from None
 
+
+# Where Ray's session folder goes: sockets' paths must be short.
+_SOCKETS = "/tmp"
 
 # Ray reads most of these when it is imported.
 _QUIET = {

@@ -2,8 +2,8 @@
 
 from pydantic import Field, model_validator
 
-from widthwise.proxies.config import Betas, GPTConfig, Horizon, Threshold
-from widthwise.proxies.validation import Record
+from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
+from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search.space import SearchSpace
 
 
@@ -34,7 +34,7 @@ class SweepConfig(Record):
     trials: int = Field(32, ge=1)
     finalists: int = Field(3, ge=1)
     seeds: int = Field(3, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     concurrency: int | None = Field(None, ge=1)
     gpus_per_trial: float | None = Field(None, ge=0)
     betas: Betas = (0.9, 0.95)
@@ -50,3 +50,9 @@ class SweepConfig(Record):
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
         return self
+
+
+def require_gpus(config: SweepConfig, gpus: float) -> None:
+    """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
+    if config.gpus_per_trial and not gpus:
+        raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {config.gpus_per_trial}")

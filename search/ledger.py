@@ -187,8 +187,9 @@ class Ledger:
         if stored is not None:
             for name, value in given.items():
                 if name not in _MAY_CHANGE and stored[name] != value:
-                    rule = f"must be as the sweep in {self.out} was started, {stored[name]}"
-                    raise ConfigError(f"{name}: {rule}, got {value}")
+                    where, was, now = _difference(name, stored[name], value)
+                    rule = f"must be as the sweep in {self.out} was started, {was}"
+                    raise ConfigError(f"{where}: {rule}, got {now}")
         self.study.set_user_attr("config", given)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -247,6 +248,15 @@ class Ledger:
         }
 
 
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """Return the path of the first difference, and both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = next((key for key in now if was.get(key) != now[key]), None)
+        if inner is not None:
+            return _difference(f"{name}.{inner}", was.get(inner), now[inner])
+    return name, was, now
+
+
 _MAY_CHANGE = {"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds"}
 
 
@@ -261,6 +271,8 @@ def require_folder(out: Path, *, resume: bool) -> None:
         raise ConfigError(f"out: {out} holds no sweep to resume")
     if (out / "plan.json").exists():
         raise ConfigError(f"out: {out} holds a target run; name another folder")
+    if not exists and (out / "recipe.json").exists():
+        raise ConfigError(f"out: {out} holds a recipe that no sweep in it made; name another folder")
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
     except OSError as error:

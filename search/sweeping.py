@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.validation import RunError
 from widthwise.search.cluster import ray_session, require_ray
-from widthwise.search.config import SweepConfig
+from widthwise.search.config import SweepConfig, require_gpus
 from widthwise.search.ledger import MAX_FAILURES, Ledger
 from widthwise.search.progress import Progress
 
@@ -175,6 +177,8 @@ def sweep(
     tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
     if address is not None:
         require_ray(address)
+    else:
+        require_gpus(config, torch.cuda.device_count())
     ledger = Ledger(config, out, resume=resume)
     try:
         ledger.require_data(tokens.fingerprint)

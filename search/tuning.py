@@ -15,8 +15,7 @@ from ray.tune.search import Searcher
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.runs import RunSpec, base_settings
-from widthwise.proxies.validation import ConfigError
-from widthwise.search.config import SweepConfig
+from widthwise.search.config import SweepConfig, require_gpus
 from widthwise.search.ledger import Ledger, Status
 from widthwise.search.progress import Progress
 from widthwise.search.trial import trainable
@@ -132,9 +131,7 @@ def _spec(config: SweepConfig, hyperparameters: Hyperparameters) -> RunSpec:
 def _gpu_share(config: SweepConfig, gpus: float) -> float:
     if config.gpus_per_trial is None:
         return 1.0 if gpus else 0.0
-    if config.gpus_per_trial and not gpus:
-        # Tune would wait for one for ever.
-        raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {config.gpus_per_trial}")
+    require_gpus(config, gpus)
     return config.gpus_per_trial
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
+from widthwise.proxies.config import Seed
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
@@ -47,7 +48,7 @@ class LaunchOptions(Record):
     """
 
     data: str = "python"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     workers: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     evaluations: int = Field(10, ge=1)
@@ -101,8 +102,8 @@ def launch(
         _interruptible(),
     ):
         resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
-        plan.recipe.save(out / "recipe.json")
         write_json(out / "plan.json", document)
+        plan.recipe.save(out / "recipe.json")
         _train(plan, out, options, resources)
     return read_json(out / "result.json", "a result")
 
@@ -134,6 +135,8 @@ def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> Non
         )
     if resume and not path.exists():
         raise ConfigError(f"out: {out} holds no target run to resume")
+    if not resume and (out / "recipe.json").exists():
+        raise ConfigError(f"out: {out} holds a recipe already; name another folder")
     if resume and read_json(path, "a plan") != json.loads(json.dumps(document)):
         raise ConfigError(f"out: {out} holds a run with another plan, data or seed; see {path}")
     try:

@@ -14,6 +14,7 @@ from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, SweepConfig, sweep
+from widthwise.search.config import require_gpus
 from widthwise.search.ledger import MAX_FAILURES, Ledger, stored_config
 
 STEPS = 60
@@ -319,6 +320,36 @@ def test_a_folder_with_a_sweep_is_not_swept_again(opened: Callable[..., Ledger],
         f"out: {tmp_path / 'sweep'} holds a sweep already; add --resume to go on with it, or name another folder"
     )
     assert sorted((tmp_path / "sweep").iterdir()) == before
+
+
+def test_a_recipe_of_another_origin_is_not_overwritten(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "recipe.json").write_text("mine")
+    with pytest.raises(ConfigError) as caught:
+        opened()
+    assert str(caught.value) == f"out: {folder} holds a recipe that no sweep in it made; name another folder"
+    assert (folder / "recipe.json").read_text() == "mine"
+
+
+def test_a_difference_inside_a_section_is_named_by_its_path(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    first = opened()
+    width = first.config.model.width
+    first.close()
+    with pytest.raises(ConfigError) as caught:
+        opened(resume=True, model=first.config.model.model_copy(update={"width": 2 * width}))
+    rule = f"model.width: must be as the sweep in {tmp_path / 'sweep'} was started, {width}"
+    assert str(caught.value) == f"{rule}, got {2 * width}"
+
+
+def test_a_share_of_a_gpu_needs_a_gpu() -> None:
+    require_gpus(configured(gpus_per_trial=0.5), 1)
+    require_gpus(configured(), 0)
+    with pytest.raises(ConfigError) as caught:
+        require_gpus(configured(gpus_per_trial=0.5), 0)
+    assert str(caught.value) == "gpus_per_trial: must be 0 where Ray has no GPU, got 0.5"
 
 
 def test_an_empty_folder_cannot_be_resumed(opened: Callable[..., Ledger], tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def refused(message: str) -> tuple[int, str, str]:
         ("--width 65", "model.width: must be a multiple of head_dim = 16, got 65"),
         ("--width 0", "model.width: must be >= 1, got 0"),
         ("--width abc", "width: must be a whole number, got 'abc'"),
+        ("--seed 4294967296", "seed: must be < 4294967296, got 4294967296"),
         ("--depth 0", "model.depth: must be >= 1, got 0"),
         ("--head-dim 15", "model.head_dim: must be even for rotary positions, got 15"),
         ("--vocab-size 1", "model.vocab_size: must be >= 2, got 1"),

@@ -157,7 +157,7 @@ def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
 
     running = start(*command)
     running.until(has_evaluated(out, 2))
-    running.interrupt()
+    running.process.terminate()  # as a scheduler ends a job: taken as Ctrl-C
     status, printed, said = running.finish()
     told = f"widthwise: stopped; go on with the same command and --resume ({out})"
     assert (status, printed, said.splitlines()[-1]) == (130, "", told)

@@ -15,6 +15,16 @@ from torch import nn
 def build(width):
     return nn.Sequential(nn.Embedding(9, width), nn.Linear(width, width, bias=False), nn.Linear(width, 9, bias=False))
 
+def talking(width):
+    print("hello")
+    return build(width)
+
+def number(width):
+    return 3
+
+def failing(width):
+    return build(width / 2 + 0.5)
+
 def kv_heads(width):
     return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(width, 9))
 """
@@ -56,12 +66,30 @@ def test_it_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None
     assert document["entries"]["1.weight"] == {"kind": "matrix", "width_multiplier": 4.0, "normalised": True}
 
 
+def test_what_the_model_prints_stays_off_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("my_model:talking", *BASES, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["width"] == 64
+    assert "hello" in captured.err
+
+
+def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("my_model:failing", *BASES) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("widthwise: error: build: failed at width 64: TypeError: ")
+    assert said.count("\n") == 1
+    assert exit_status("my_model:build", "--width", "64", "--base-width", "0") == 2
+    assert capsys.readouterr().err == "widthwise: error: base_width: must be >= 1, got 0\n"
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         ("x", "must be MODULE:FUNCTION, got 'x'"),
         ("my_model:", "must be MODULE:FUNCTION, got 'my_model:'"),
         (":build", "must be MODULE:FUNCTION, got ':build'"),
+        ("./my_model:build", "must be MODULE:FUNCTION, got './my_model:build'"),
+        ("my_model:number", "must return a torch.nn.Module, got 3"),
         ("absent:build", "no module 'absent' for 'absent:build'"),
         ("importing:build", "no module 'absent_library' for 'importing:build'"),
         ("my_model:biuld", "module 'my_model' has no function 'biuld'; did you mean 'build'?"),

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -28,7 +29,13 @@ class Table:
         """Print the table on standard output."""
         from widthwise.proxies.shapes import parameter_table
 
-        table = parameter_table(_found(self.build), width=self.width, base_width=self.base_width)
+        for name in ("width", "base_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be >= 1, got {getattr(self, name)}")
+        # Standard output is for the table alone, whatever the user's module prints.
+        with redirect_stdout(sys.stderr):
+            build = _guarded(_found(self.build))
+            table = parameter_table(build, width=self.width, base_width=self.base_width)
         if self.json:
             from json import dumps
 
@@ -44,9 +51,25 @@ class Table:
         return 0
 
 
+def _guarded(build: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return `build` with its errors as a user's in one line."""
+    from torch import nn
+
+    def guarded(width: int) -> nn.Module:
+        try:
+            model = build(width)
+        except Exception as error:
+            raise ConfigError(f"build: failed at width {width}: {type(error).__name__}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"build: must return a torch.nn.Module, got {model!r}")
+        return model
+
+    return guarded
+
+
 def _found(build: str) -> Callable[[int], Any]:
     module, colon, name = build.partition(":")
-    if not (module and colon and name):
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise ConfigError(f"build: must be MODULE:FUNCTION, got {build!r}")
     sys.path.insert(0, "")  # the current folder, which an installed command does not search
     try:
