@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
-from widthwise.proxies.validation import ConfigError, Record
+from widthwise.proxies.validation import Record
 from widthwise.search.space import SearchSpace
 
 
@@ -50,9 +50,3 @@ class SweepConfig(Record):
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
         return self
-
-
-def require_gpus(config: SweepConfig, gpus: float) -> None:
-    """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
-    if config.gpus_per_trial and not gpus:
-        raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {config.gpus_per_trial}")
