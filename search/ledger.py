@@ -1,13 +1,9 @@
 """The sweep's books: which settings are proposed, which are finalists, and which confirmations are missing."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
@@ -15,9 +11,7 @@ from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.search.books import Books, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.folders import Layout, loaded, require_folder
-
-# assumed: asynchronous successive halving's first rung, as a share of the steps, and its reduction factor.
-FIRST_RUNG, REDUCTION = 1 / 3, 2
+from widthwise.search.samplers import drawing, pruner, sampler
 
 SWEEP = Layout(
     what="sweep",
@@ -41,7 +35,7 @@ class Ledger(Books):
         """Create the folder's books, or open them with `resume`; errors as in `Books`."""
         self.config = config
         super().__init__(out, SWEEP, config.model_dump(mode="json"), may_change=_MAY_CHANGE, resume=resume)
-        self.study.pruner = _pruner(config)
+        self.study.pruner = pruner(config)
 
     @property
     def total(self) -> int:
@@ -77,7 +71,8 @@ class Ledger(Books):
         fixed = {
             name: getattr(config, name) for name in ("betas", "eps", "threshold", "corrected", "clip_norm")
         }
-        return Hyperparameters(**config.space.suggest(trial), **fixed)
+        with drawing():
+            return Hyperparameters(**config.space.suggest(trial), **fixed)
 
     def seed(self, trial: Trial | FrozenTrial) -> int:
         """Return the seed that `trial` runs with."""
@@ -121,13 +116,13 @@ class Ledger(Books):
 
     def _propose(self, place: int) -> Trial:
         # A sampler for each proposal, seeded by its place: what is proposed does not depend on restarts.
-        self.study.sampler = _sampler(self.config, place)
+        self.study.sampler = sampler(self.config, place)
         return self._ask()
 
     def _adopt(self, number: int) -> Trial:
         # It may have died before its settings were drawn.
         place = sum(trial.number < number for trial in self._proposed())
-        self.study.sampler = _sampler(self.config, place)
+        self.study.sampler = sampler(self.config, place)
         return super()._adopt(number)
 
     def _missing_confirmations(self) -> list[tuple[FrozenTrial, int]]:
@@ -159,17 +154,3 @@ def stored_config(out: Path) -> SweepConfig:
     """
     require_folder(out, SWEEP, resume=True)
     return SweepConfig.parse(loaded(out, SWEEP).user_attrs["config"], where=str(out / SWEEP.database))
-
-
-def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
-    first = max(1, round(FIRST_RUNG * config.horizon.steps))
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
-
-
-def _sampler(config: SweepConfig, place: int) -> optuna.samplers.BaseSampler:
-    seed = int(np.random.SeedSequence((config.seed, place)).generate_state(1)[0])
-    startup = min(10, max(4, config.trials // 3))
-    with warnings.catch_warnings():
-        # `group` handles a coefficient that is drawn only on one arm; it is marked experimental.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.proxies.validation import ConfigError
 
@@ -20,7 +20,7 @@ _SECTIONS = {
     "model": ("width", "depth", "head_dim", "context", "vocab_size"),
     "horizon": ("tokens", "batch_tokens"),
 }
-_OWN = ("data", "trials", "finalists", "seeds", "seed", "concurrency", "gpus_per_trial")
+_OWN = ("data", "trials", "finalists", "seeds", "seed", "sampler", "concurrency", "gpus_per_trial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class Sweep:
     """Tokens per optimizer step [2048]."""
     seed: int | None = None
     """Seed of everything random [0]."""
+    sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] | None = None
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
     concurrency: int | None = None
     """Trials at a time [one per core, or per GPU]."""
     gpus_per_trial: float | None = None
