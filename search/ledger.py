@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import locked, write_atomic
+from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.config import SweepConfig
 
@@ -239,7 +240,7 @@ class Ledger:
             "width": self.config.model.width,
             "seed": self.seed(trial),
             "status": trial.user_attrs.get("status", "failed"),
-            "loss": loss if loss is not None and math.isfinite(loss) else None,
+            "loss": finite(loss),
             "tokens": trial.user_attrs.get("tokens", 0),
             "seconds": trial.user_attrs.get("seconds", 0.0),
             "confirms": trial.user_attrs.get("confirms"),
