@@ -191,6 +191,9 @@ class Ledger:
                     where, was, now = _difference(name, stored[name], value)
                     rule = f"must be as the sweep in {self.out} was started, {was}"
                     raise ConfigError(f"{where}: {rule}, got {now}")
+            done = len(self._proposed())
+            if config.trials < done:
+                raise ConfigError(f"trials: must be >= {done}, which {self.out} holds, got {config.trials}")
         self.study.set_user_attr("config", given)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
