@@ -41,6 +41,9 @@ COMMANDS = {
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""
 
+# As a shell sees other tools end.
+_READER_GONE = 128 + signal.SIGPIPE
+
 _MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
@@ -85,7 +88,12 @@ def _status(run: Callable[[], int]) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has gone; the flush at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE  # as a shell sees other tools end
+        return _READER_GONE
+    except SystemExit as stop:
+        # What rich makes of it.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _READER_GONE
+        raise
     except RunError as error:
         _say("failed", str(error))
         return 1

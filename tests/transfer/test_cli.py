@@ -337,9 +337,10 @@ def test_without_tyros_structured_errors_a_mistake_is_still_one_line(recipe: str
     assert re.fullmatch("widthwise: error: .*--foo.*\n", done.stderr)
 
 
-def test_a_reader_that_has_gone_is_no_traceback(recipe: str) -> None:
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["rich", "json"])
+def test_a_reader_that_has_gone_is_no_traceback(recipe: str, form: list[str]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, "scale", recipe, "--width", "128"],
+        [sys.executable, "-c", RUN, "scale", recipe, "--width", "128", *form],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
