@@ -177,7 +177,7 @@ class Hyperparameters(Record):
     @model_validator(mode="after")
     def _consistent(self) -> "Hyperparameters":
         if self.decay.startswith("huber") and self.huber_c is None:
-            raise ValueError(f"huber_c: is required where decay is {self.decay!r}, got None")
+            raise ValueError(f"huber_c: is required where decay is {self.decay!r}")
         return self
 
 

@@ -1,5 +1,6 @@
 """What a run is told, and what comes of it: plain records that import nothing heavy."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -71,3 +72,8 @@ class TrainResult:
     parameters: int
     flops: float | None
     history: list[Metrics] = field(default_factory=list)
+
+
+def finite(loss: float | None) -> float | None:
+    """Return a loss as JSON can say it: None where there is none, or where the run diverged."""
+    return loss if loss is not None and math.isfinite(loss) else None

@@ -4,10 +4,11 @@ Pydantic does the validation; this module says what went wrong the way the comma
 for example ``hyperparameters.weight_decay: must be >= 0, got -0.1``.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -47,7 +48,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
     """Say the first of a ValidationError's complaints in one line, and how many more there are."""
     # A default that follows from a faulty field is no second complaint.
     complaints = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
-    first = complaints[0]
+    # A misspelt field explains one that is missing.
+    unknown = [one for one in complaints if one["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown and complaints[0]["type"] == "missing" else complaints[0]
     path = ".".join(str(part) for part in first["loc"])
     head = f"{where}: " if where else ""
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
@@ -83,13 +86,14 @@ _TYPES = {
 
 
 def _complaint(details: ErrorDetails, model: type[BaseModel]) -> str:
-    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    kind, context = details["type"], details.get("ctx", {})
+    value = _as_written(details["input"])
     if kind in _BOUNDS:
         sign, key = _BOUNDS[kind]
         bound = context[key]
-        return f"must be {sign} {bound if isinstance(bound, int) else format(bound, 'g')}, got {value!r}"
+        return f"must be {sign} {bound if isinstance(bound, int) else format(bound, 'g')}, got {value}"
     if kind in _TYPES:
-        return f"must be {_TYPES[kind]}, got {value!r}"
+        return f"must be {_TYPES[kind]}, got {value}"
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
@@ -97,23 +101,36 @@ def _complaint(details: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         choices = context["expected"]
         words = re.findall("'([^']*)'", choices)
-        return f"must be {choices}, got {value!r}{nearest(str(value), words)}"
+        return f"must be {choices}, got {value}{nearest(str(details['input']), words)}"
     if kind == "finite_number":
-        return f"must be finite, got {value!r}"
+        return f"must be finite, got {value}"
     if kind == "value_error":
         return str(context["error"])
-    return f"{details['msg'][0].lower()}{details['msg'][1:]}, got {value!r}"
+    return f"{details['msg'][0].lower()}{details['msg'][1:]}, got {value}"
+
+
+def _as_written(value: Any) -> str:
+    """Return a value as JSON and TOML write it, but for the quotes."""
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return repr(value)
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Return the names of the fields of the record that stands at `path` below `model`."""
+    found = [model]
     for part in path:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        inner = [one.model_fields[part].annotation for one in found if part in one.model_fields]
+        # Anything else in a path is a place in a list or the tag of a union: the same records.
+        found = [record for annotation in inner for record in _records(annotation)] if inner else found
+    return [field.alias or name for one in found for name, field in one.model_fields.items()]
+
+
+def _records(annotation: Any) -> list[type[BaseModel]]:
+    """Return the records that a type names, also within lists and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for inner in get_args(annotation) for record in _records(inner)]
 
 
 def _tuples(value: Any) -> Any:

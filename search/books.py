@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.files import locked, write_atomic
+from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.folders import Layout, created, loaded, require_folder
@@ -187,7 +188,7 @@ class Books(ABC):
         return {
             "number": trial.number,
             "status": attributes.get("status", "failed"),
-            "loss": loss if loss is not None and math.isfinite(loss) else None,
+            "loss": finite(loss),
             "tokens": attributes.get("tokens", 0),
             "seconds": attributes.get("seconds", 0.0),
             "error": attributes.get("error"),

@@ -1,6 +1,7 @@
 """The sweep's books: which settings are proposed, which are finalists, and which confirmations are missing."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.runs import RunSpec, base_settings
+from widthwise.proxies.validation import ConfigError
 from widthwise.search.books import Books, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.folders import Layout, loaded, require_folder
@@ -101,6 +103,12 @@ class Ledger(Books):
         for trial, seed in missing:
             self.study.enqueue_trial(trial.params, user_attrs={"confirms": trial.number, "seed": seed})
         return self._ask() if missing else "finished"
+
+    def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
+        done, trials = len(self._proposed()), self.config.trials
+        if trials < done:
+            raise ConfigError(f"trials: must be >= {done}, which {self.out} holds, got {trials}")
+        super()._agree(identity, may_change)
 
     def _is_behind(self, trial: Trial, step: int) -> bool:
         if not self.config.prune or step >= self.config.horizon.steps or "confirms" in trial.user_attrs:

@@ -11,6 +11,7 @@ from typing import Any
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.data import absolute_source, open_tokens
+from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import RunError
 from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
@@ -37,9 +38,9 @@ class SeedLosses:
     def as_json(self) -> dict[str, Any]:
         """Return the losses and what is made of them as plain data; None for an infinite loss."""
         return {
-            "losses": {str(seed): _finite(loss) for seed, loss in self.losses.items()},
-            "mean": _finite(self.mean),
-            "confirmed": None if self.confirmed is None else _finite(self.confirmed),
+            "losses": {str(seed): finite(loss) for seed, loss in self.losses.items()},
+            "mean": finite(self.mean),
+            "confirmed": finite(self.confirmed),
             "spread": self.spread,
         }
 
@@ -220,8 +221,3 @@ def _is_at_edge(value: float, low: float, high: float) -> bool:
         return False
     place = math.log(value / low) / math.log(high / low)
     return not EDGE < place < 1 - EDGE
-
-
-def _finite(loss: float) -> float | None:
-    """Return a loss as JSON can say it: None where the run diverged."""
-    return loss if math.isfinite(loss) else None

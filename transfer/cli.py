@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -40,6 +41,9 @@ COMMANDS = {
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""
 
+# As a shell sees other tools end.
+_READER_GONE = 128 + signal.SIGPIPE
+
 _MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
@@ -57,7 +61,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         argv: the arguments after the program's name; None takes the process's.
 
     Raises:
-        SystemExit: 0 on success, 2 on a user's error, 1 on a failure of our own, 130 when interrupted.
+        SystemExit: 0 on success, 2 on a user's error, 1 on a failure of our own, 130 when interrupted,
+            141 when the reader of standard output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Greek letters shows question marks, not an error.
@@ -83,7 +88,12 @@ def _status(run: Callable[[], int]) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has gone; the flush at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _READER_GONE
+    except SystemExit as stop:
+        # What rich makes of it.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _READER_GONE
+        raise
     except RunError as error:
         _say("failed", str(error))
         return 1

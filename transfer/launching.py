@@ -6,7 +6,6 @@ resumes from the checkpoint; where the driver dies, the same command with ``--re
 """
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from widthwise.proxies.config import Seed
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
-from widthwise.proxies.outcome import Metrics
+from widthwise.proxies.outcome import Metrics, finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, Record, RunError
 from widthwise.search.cluster import ray_session, require_ray
@@ -249,9 +248,8 @@ def train_worker(config: dict[str, Any]) -> None:
     on_metrics = MetricsFile(out / "metrics.jsonl").add if rank == 0 else None
     result = run(RunSpec.model_validate_json(config["spec"]), options, on_metrics)
     if rank == 0:
-        loss = result.loss if math.isfinite(result.loss) else None
         ending = {name: getattr(result, name) for name in _ENDING}
-        write_json(out / "result.json", {**ending, "loss": loss, **config["outcome"]})
+        write_json(out / "result.json", {**ending, "loss": finite(result.loss), **config["outcome"]})
 
 
 _ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")

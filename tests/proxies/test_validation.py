@@ -28,6 +28,7 @@ class Outer(Record):
     flag: bool = False
     notes: dict[str, int] = {}
     pair: tuple[int, int] = (0, 0)
+    maybe: Inner | None = None
 
 
 def refusal(fields: Any, **options: str) -> str:
@@ -51,14 +52,14 @@ def test_a_whole_number_is_a_number() -> None:
     ("fields", "message"),
     [
         ({"inner": {"rate": "1"}}, "inner.rate: must be a number, got '1'"),
-        ({"inner": {"rate": True}}, "inner.rate: must be a number, got True"),
+        ({"inner": {"rate": True}}, "inner.rate: must be a number, got true"),
         ({"inner": {"count": 1.0}}, "inner.count: must be a whole number, got 1.0"),
-        ({"inner": {"count": True}}, "inner.count: must be a whole number, got True"),
+        ({"inner": {"count": True}}, "inner.count: must be a whole number, got true"),
         ({"name": 3}, "name: must be a string, got 3"),
-        ({"name": None}, "name: must be a string, got None"),
+        ({"name": None}, "name: must be a string, got null"),
         ({"flag": 1}, "flag: must be true or false, got 1"),
         ({"parts": 3}, "parts: must be a list, got 3"),
-        ({"notes": []}, "notes: must be an object, got ()"),
+        ({"notes": []}, "notes: must be an object, got []"),
         ({"inner": 3}, "inner: must be an object, got 3"),
     ],
 )
@@ -95,8 +96,8 @@ def test_impossible_values(fields: dict[str, Any], message: str) -> None:
         ({"nmae": "y"}, "nmae: unknown field; did you mean 'name'?"),
         ({"zzz": 1}, "zzz: unknown field"),
         ({"inner": {"cuont": 2}}, "inner.cuont: unknown field; did you mean 'count'?"),
-        # Below a list, no suggestion.
-        ({"parts": [{"cuont": 2}]}, "parts.0.cuont: unknown field"),
+        ({"parts": [{}, {"cuont": 2}]}, "parts.1.cuont: unknown field; did you mean 'count'?"),
+        ({"maybe": {"cuont": 2}}, "maybe.cuont: unknown field; did you mean 'count'?"),
     ],
 )
 def test_unknown_fields(fields: dict[str, Any], message: str) -> None:
@@ -107,8 +108,14 @@ def test_a_missing_field() -> None:
     assert refusal({}) == "name: is required"
 
 
+def test_a_misspelt_field_goes_before_the_one_that_it_leaves_missing() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Outer.parse({"nmae": "y"})
+    assert str(caught.value) == "nmae: unknown field; did you mean 'name'? (and 1 more)"
+
+
 def test_what_is_no_object_at_all() -> None:
-    assert refusal([1, 2]) == "must be an object, got (1, 2)"
+    assert refusal([1, 2]) == "must be an object, got [1, 2]"
 
 
 def test_the_first_of_several_and_how_many_more() -> None:

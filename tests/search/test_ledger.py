@@ -274,6 +274,18 @@ def test_a_resumed_sweep_may_have_more_trials_and_seeds(opened: Callable[..., Le
     assert stored_config(larger.out).trials == 8
 
 
+def test_a_resumed_sweep_may_have_fewer_trials_but_not_fewer_than_it_holds(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    first = opened(trials=6)
+    play(first, 4)
+    first.close()
+    with pytest.raises(ConfigError) as caught:
+        opened(resume=True, trials=3)
+    assert str(caught.value) == f"trials: must be >= 4, which {tmp_path / 'sweep'} holds, got 3"
+    assert opened(resume=True, trials=4, finalists=1, seeds=1).is_finished()
+
+
 def test_trials_that_fall_behind_are_stopped(opened: Callable[..., Ledger]) -> None:
     ledger = opened(seeds=2, finalists=1)
     good, tried = begin(ledger)

@@ -46,7 +46,7 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
         ({"space": {"lrs": [0.1, 0.2]}}, "space.lrs: unknown field; did you mean 'lr'?"),
         ({"trials": 0}, "trials: must be >= 1, got 0"),
         ({"trials": 1.5}, "trials: must be a whole number, got 1.5"),
-        ({"trials": True}, "trials: must be a whole number, got True"),
+        ({"trials": True}, "trials: must be a whole number, got true"),
         ({"seeds": 0}, "seeds: must be >= 1, got 0"),
         ({"finalists": 0}, "finalists: must be >= 1, got 0"),
         ({"seed": -1}, "seed: must be >= 0, got -1"),

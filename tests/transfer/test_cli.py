@@ -18,15 +18,6 @@ from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rule
 from widthwise.transfer.launching import LaunchOptions
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> str:
-    """Return the path of a valid recipe."""
-    tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0)
-    path = tmp_path / "recipe.json"
-    Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(path)
-    return str(path)
-
-
 def exit_status(*argv: str) -> Any:
     with pytest.raises(SystemExit) as stop:
         cli.main(list(argv))
@@ -123,6 +114,8 @@ def test_a_mistake_in_an_option_is_one_line(
     ("options", "message"),
     [
         ("--module-decay beta", "module_decay: must be one of none, alpha, awd, adadecay, got 'beta'"),
+        ("--assign linear", "assign: needs --module-decay alpha, got none"),
+        ("--module-decay awd --interval 500", "interval: needs --module-decay alpha, got awd"),
         ("--module-decay awd --assign log2", "assign: needs --module-decay alpha, got awd"),
         ("--fixed-aspect", "fixed_aspect: needs --module-decay alpha, got none"),
         ("--module-decay alpha --interval 0", "module_decay.alpha.interval: must be >= 1, got 0"),
@@ -288,6 +281,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("widthwise 0.")
 
 
+@pytest.mark.parametrize("command", ["sweep", "launch", "scale"])
+def test_help_states_a_default_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(command, "--help") == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "None" not in out
+    assert {"sweep": "[64].", "launch": "(default: fan-sqrt)", "scale": "fan-sqrt if not given"}[
+        command
+    ] in out
+
+
 def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("scale", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -334,9 +337,10 @@ def test_without_tyros_structured_errors_a_mistake_is_still_one_line(recipe: str
     assert re.fullmatch("widthwise: error: .*--foo.*\n", done.stderr)
 
 
-def test_a_reader_that_has_gone_is_no_traceback(recipe: str) -> None:
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["rich", "json"])
+def test_a_reader_that_has_gone_is_no_traceback(recipe: str, form: list[str]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, "scale", recipe, "--width", "128"],
+        [sys.executable, "-c", RUN, "scale", recipe, "--width", "128", *form],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -344,4 +348,4 @@ def test_a_reader_that_has_gone_is_no_traceback(recipe: str) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait() == 1
+        assert process.wait() == 141

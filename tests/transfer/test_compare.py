@@ -7,17 +7,7 @@ from typing import Any
 
 import pytest
 
-from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.transfer import Recipe, cli, horizon_rules, rules
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> str:
-    """Return the path of a valid recipe."""
-    tuned = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0)
-    path = tmp_path / "recipe.json"
-    Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(path)
-    return str(path)
 
 
 def exit_status(*argv: str) -> Any:

@@ -99,7 +99,7 @@ FAULTY_FIELDS: list[tuple[str, Any, str]] = [
     ("schema", ["x"], "schema: must be 'widthwise/recipe/1', got ['x']"),
     ("proxi", {}, "proxi: unknown field; did you mean 'proxy'?"),
     ("proxy", ABSENT, "proxy: is required"),
-    ("proxy", [], "proxy: must be an object, got ()"),
+    ("proxy", [], "proxy: must be an object, got []"),
     ("proxy.width", ABSENT, "proxy.width: is required"),
     ("proxy.width", 64.5, "proxy.width: must be a whole number, got 64.5"),
     ("proxy.width", "64", "proxy.width: must be a whole number, got '64'"),
@@ -111,12 +111,12 @@ FAULTY_FIELDS: list[tuple[str, Any, str]] = [
     ("horizon.schedule", "cosin", "horizon.schedule: must be 'cosine', 'linear' or 'wsd', got 'cosin'; did you mean 'cosine'?"),  # noqa: E501
     ("hyperparameters.lr", ABSENT, "hyperparameters.lr: is required"),
     ("hyperparameters.lr", 0, "hyperparameters.lr: must be > 0, got 0"),
-    ("hyperparameters.lr", True, "hyperparameters.lr: must be a number, got True"),
+    ("hyperparameters.lr", True, "hyperparameters.lr: must be a number, got true"),
     ("hyperparameters.lr", float("nan"), "hyperparameters.lr: must be finite, got nan"),
     ("hyperparameters.lr", float("inf"), "hyperparameters.lr: must be finite, got inf"),
     ("hyperparameters.weight_decay", -0.1, "hyperparameters.weight_decay: must be >= 0, got -0.1"),
     ("hyperparameters.weight_decay", "0.4", "hyperparameters.weight_decay: must be a number, got '0.4'"),
-    ("hyperparameters.huber_c", None, "hyperparameters.huber_c: is required where decay is 'huber', got None"),
+    ("hyperparameters.huber_c", None, "hyperparameters.huber_c: is required where decay is 'huber'"),
     ("hyperparameters.betas", [0.9], "hyperparameters.betas.1: is required"),
     ("hyperparameters.betas", [0.9, 1.0], "hyperparameters.betas.1: must be in [0, 1), got 1.0"),
 ]  # fmt: skip

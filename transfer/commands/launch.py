@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import words
+from widthwise.transfer.commands.options import Option
 
 if TYPE_CHECKING:
     from widthwise.transfer.recipe import Recipe
@@ -23,26 +24,26 @@ class Launch:
     """Recipe file, as `widthwise sweep` writes it."""
     width: int
     """Width of the target, a multiple of the recipe's head_dim * group_size."""
-    depth: int | None = None
+    depth: Option[int] = None
     """Blocks of the target; the proxy's if not given."""
-    batch_tokens: int | None = None
+    batch_tokens: Option[int] = None
     """Tokens per optimizer step, over all workers; the recipe's if not given."""
-    tokens: int | None = None
+    tokens: Option[int] = None
     """Tokens in all; the recipe's if not given."""
     rule: str = "fan-sqrt"
     """Scaling rule, as for `widthwise scale`."""
     horizon_rule: str = "none"
     """Horizon rule, as for `widthwise scale`."""
-    decay_kinds: str | None = None
+    decay_kinds: Option[str] = None
     """Kinds that decay, as for `widthwise scale`; the rule's if not given."""
-    data: str | None = None
+    data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
     """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
     workers: int = 1
     """Data-parallel workers; they share every batch."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Option[int] = None
     """Steps between checkpoints, besides one at every evaluation."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
@@ -52,15 +53,15 @@ class Launch:
     """Compile the model with torch.compile."""
     module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
     """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
-    assign: Literal["linear", "sqrt", "log2", "sigmoid"] = "linear"
-    """AlphaDecay's assignment."""
-    interval: int = 500
-    """Steps between AlphaDecay's looks at the spectra."""
+    assign: Option[Literal["linear", "sqrt", "log2", "sigmoid"]] = None
+    """AlphaDecay's assignment [linear]."""
+    interval: Option[int] = None
+    """Steps between AlphaDecay's looks at the spectra [500]."""
     mean_preserving: bool = False
     """Keep the mean of AlphaDecay's multipliers at 1."""
     fixed_aspect: bool = False
     """Take AlphaDecay's spectra from square sub-matrices (FARMS)."""
-    address: str | None = None
+    address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
     """Go on from the checkpoint in the folder."""
@@ -121,7 +122,8 @@ class Launch:
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""
         names = ("assign", "interval", "mean_preserving", "fixed_aspect")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Launch, name)}
+        values = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in values.items() if value is not None and value is not False}
         if given and self.module_decay != "alpha":
             raise ConfigError(f"{next(iter(given))}: needs --module-decay alpha, got {self.module_decay}")
         return None if self.module_decay == "none" else {"method": self.module_decay, **given}

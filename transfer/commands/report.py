@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from widthwise.transfer.commands.options import Option
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -12,7 +14,7 @@ class Report:
 
     folder: Positional[Path]
     """Folder of a sweep or of a target run, or one whose subfolders are such."""
-    out: Path | None = None
+    out: Option[Path] = None
     """File to write; FOLDER/report.html if not given."""
     json: bool = False
     """Print one JSON document with the page's path instead of the path alone."""

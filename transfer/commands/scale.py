@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers, words
+from widthwise.transfer.commands.options import Option
 
 if TYPE_CHECKING:
     from widthwise.transfer.plan import Plan
@@ -21,22 +22,22 @@ class Scale:
 
     recipe: Positional[Path]
     """Recipe file, as `widthwise sweep` writes it."""
-    width: int | None = None
+    width: Option[int] = None
     """Width of the target, a multiple of the recipe's head_dim * group_size."""
-    widths: str | None = None
+    widths: Option[str] = None
     """Several widths, separated by commas, instead of one: a row for each."""
-    depth: int | None = None
+    depth: Option[int] = None
     """Blocks of the target; the proxy's if not given."""
-    batch_tokens: int | None = None
+    batch_tokens: Option[int] = None
     """Tokens per optimizer step; the recipe's if not given."""
-    tokens: int | None = None
+    tokens: Option[int] = None
     """Tokens in all; the recipe's if not given."""
-    rule: str | None = None
+    rule: Option[str] = None
     """Scaling rule: fan-sqrt, sp, sp-embedding, mup-coupled, mup-independent, completep, completed-p,
     qiu-compute-optimal. fan-sqrt if not given; `widthwise rules` says more."""
     horizon_rule: str = "none"
     """What another batch size or more tokens change: none, tau-const, power-lines, sde."""
-    decay_kinds: str | None = None
+    decay_kinds: Option[str] = None
     """Kinds that decay, such as matrix,embedding,readout, or none; the rule's if not given."""
     compare: bool = False
     """Every rule side by side instead of one."""

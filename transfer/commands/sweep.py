@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.options import Option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,41 +28,41 @@ _OWN = ("data", "trials", "finalists", "seeds", "seed", "sampler", "concurrency"
 class Sweep:
     """Tune learning rate, weight decay and Huber coefficient on a narrow proxy; writes a recipe."""
 
-    config: Path | None = None
+    config: Option[Path] = None
     """TOML file with SweepConfig's fields; sections [model], [horizon] and [space]. Options go before it."""
-    width: int | None = None
+    width: Option[int] = None
     """Width of the proxy [64]."""
-    depth: int | None = None
+    depth: Option[int] = None
     """Blocks of the proxy [2]."""
-    head_dim: int | None = None
+    head_dim: Option[int] = None
     """Size of an attention head; the same in the target [16]."""
-    context: int | None = None
+    context: Option[int] = None
     """Tokens per sequence [128]."""
-    vocab_size: int | None = None
+    vocab_size: Option[int] = None
     """Token ids [256 for text, 50257 for shards that do not say]."""
-    trials: int | None = None
+    trials: Option[int] = None
     """Trials that the sampler proposes [32]."""
-    finalists: int | None = None
+    finalists: Option[int] = None
     """Best settings that are trained again with other seeds [3]."""
-    seeds: int | None = None
+    seeds: Option[int] = None
     """Seeds per finalist [3]."""
-    tokens: int | None = None
+    tokens: Option[int] = None
     """Tokens per trial [409600]."""
-    batch_tokens: int | None = None
+    batch_tokens: Option[int] = None
     """Tokens per optimizer step [2048]."""
-    seed: int | None = None
+    seed: Option[int] = None
     """Seed of everything random [0]."""
-    sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] | None = None
+    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
     """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
-    concurrency: int | None = None
+    concurrency: Option[int] = None
     """Trials at a time [one per core, or per GPU]."""
-    gpus_per_trial: float | None = None
+    gpus_per_trial: Option[float] = None
     """Share of a GPU per trial [1 where there is a GPU]."""
-    data: str | None = None
+    data: Option[str] = None
     """'python' (this machine's Python source), a text file, a .bin shard or a folder of them [python]."""
     out: Path = Path("widthwise-sweep")
     """Folder for recipe.json, trials.jsonl and study.db."""
-    address: str | None = None
+    address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
     """Go on with the sweep in the folder, with the settings it was started with."""

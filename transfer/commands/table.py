@@ -39,11 +39,7 @@ class Table:
         if self.json:
             from json import dumps
 
-            print(
-                dumps(
-                    asdict(table) | {"entries": {name: asdict(row) for name, row in table.items()}}, indent=2
-                )
-            )
+            print(dumps(asdict(table), indent=2))
             return 0
         from rich.console import Console
 
