@@ -14,12 +14,15 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from widthwise.proxies.checkpoint import load_checkpoint, save_checkpoint
 from widthwise.proxies.config import Horizon
+from widthwise.proxies.coordinates import Coordinates
 from widthwise.proxies.data import Tokens
 from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
+from widthwise.proxies.recorder import SAMPLED_STEPS, Recorder
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
 
@@ -29,6 +32,8 @@ BeforeStep = Callable[[int, nn.Module, torch.optim.Optimizer], object]
 DIVERGED_AT = 1.5
 # A look at the loss waits for the device, so it is taken only this often.
 STEPS_BETWEEN_LOOKS = 10
+# Sequences of the validation batch that diagnostics and coordinates are measured on.
+SEQUENCES_OBSERVED = 4
 
 
 def train(
@@ -113,6 +118,8 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
+        self.recorder = Recorder(self.bare_model, optimizer) if options.diagnostics else None
+        self.coordinates = Coordinates(self.bare_model, self._observed()) if options.coordinates else None
         self.started = time.perf_counter()
 
     def advance(self, before_step: BeforeStep | None = None) -> None:
@@ -132,6 +139,7 @@ class _Run:
         if before_step is not None:
             before_step(self.step, self.bare_model, self.optimizer)
         self.optimizer.step()
+        self.observe()
         self.optimizer.zero_grad(set_to_none=True)
         self.last_loss = loss.detach()
         self.loss_sum += self.last_loss
@@ -152,9 +160,20 @@ class _Run:
             self.first_loss = losses[0]
         return not all(loss <= DIVERGED_AT * self.first_loss for loss in losses)
 
+    def observe(self) -> None:
+        """Let diagnostics and coordinates see an optimizer step, while its gradients are there."""
+        if self.recorder is not None:
+            self.recorder.after_step(sample=self._evaluation_is_near(self.step + 1, SAMPLED_STEPS))
+        if self.coordinates is not None:
+            self.coordinates.after_step()
+
     def evaluation_is_due(self) -> bool:
-        count, steps = self.options.evaluations, self.horizon.steps
-        return self.step * count // steps > (self.step - 1) * count // steps
+        return self._evaluation_is_near(self.step, 1)
+
+    def _evaluation_is_near(self, step: int, steps: int) -> bool:
+        """Tell whether there is an evaluation after `step` or one of the following ``steps - 1``."""
+        count, last = self.options.evaluations, self.horizon.steps
+        return min(step + steps - 1, last) * count // last > (step - 1) * count // last
 
     def checkpoint_is_due(self) -> bool:
         every = self.options.checkpoint_every
@@ -181,6 +200,7 @@ class _Run:
             seconds=self._clock(),
             tokens_per_second=done / self._clock(),
             flops=self._flops(),
+            diagnostics=None if self.recorder is None else self.recorder.diagnostics(self._observed()),
         )
         self.history.append(metrics)
         return metrics
@@ -198,6 +218,7 @@ class _Run:
             parameters=sum(parameter.numel() for parameter in self.bare_model.parameters()),
             flops=self._flops(),
             history=self.history,
+            coordinates=None if self.coordinates is None else self.coordinates.deltas,
         )
 
     def save(self) -> None:
@@ -217,6 +238,8 @@ class _Run:
             "loss_sum": loss_sum,
             "loss_count": loss_count,
             "history": [asdict(metrics) for metrics in self.history],
+            "recorder": None if self.recorder is None else self.recorder.state_dict(),
+            "coordinates": None if self.coordinates is None else self.coordinates.state_dict(),
         }
         save_checkpoint(path, state)
 
@@ -240,7 +263,20 @@ class _Run:
             # The sum is over all workers: one of them goes on with it.
             self.loss_sum += state["loss_sum"]
             self.loss_count = state["loss_count"]
-        self.history = [Metrics(**metrics) for metrics in state["history"]]
+        self.history = TypeAdapter(list[Metrics]).validate_python(state["history"])
+        self._resume_observers(state.get("recorder"), state.get("coordinates"))
+
+    def _resume_observers(self, recorder: Any, coordinates: Any) -> None:
+        """Go on with diagnostics; where they were off before, the laws begin here, and coordinates are lost."""
+        if self.recorder is not None:
+            self.recorder = Recorder(self.bare_model, self.optimizer)
+            if recorder is not None:
+                self.recorder.load_state_dict(recorder)
+        if self.coordinates is not None:
+            if coordinates is None:
+                self.coordinates = None
+            else:
+                self.coordinates.load_state_dict(coordinates)
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with the run that resumes from it."""
@@ -271,6 +307,12 @@ class _Run:
                 count += len(x)
         self.bare_model.train()
         return self._mean(total, count)
+
+    def _observed(self) -> Tensor:
+        """Return validation tokens for diagnostics, the same ones on every worker."""
+        size = min(self.batch_size, SEQUENCES_OBSERVED)
+        tokens, _ = next(iter(self.tokens.validation_batches(1, batch_size=size, context=self.context)))
+        return tokens.to(self.device)
 
     def _mean(self, total: Tensor, count: float) -> float:
         """Return Σtotal / Σcount over all workers."""
