@@ -14,8 +14,6 @@ from widthwise.proxies.config import KINDS, Kind
 from widthwise.proxies.outcome import Diagnostics, KindDiagnostics, ParameterDiagnostics
 from widthwise.proxies.validation import ConfigError
 
-# Steps before an evaluation whose updates and gradients `train` has measured.
-SAMPLED_STEPS = 8
 # measured: an exact top singular value takes 2 ms at this size of the smaller side, and 11 ms at 512 (CPU)
 EXACT_UP_TO = 256
 

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from widthwise.proxies.checkpoint import load_checkpoint, save_checkpoint
 from widthwise.proxies.config import Horizon
-from widthwise.proxies.coordinates import Coordinates
 from widthwise.proxies.data import Tokens
+from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES, Observers
 from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
-from widthwise.proxies.recorder import SAMPLED_STEPS, Recorder
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
 
@@ -32,8 +31,6 @@ BeforeStep = Callable[[int, nn.Module, torch.optim.Optimizer], object]
 DIVERGED_AT = 1.5
 # A look at the loss waits for the device, so it is taken only this often.
 STEPS_BETWEEN_LOOKS = 10
-# Sequences of the validation batch that diagnostics and coordinates are measured on.
-SEQUENCES_OBSERVED = 4
 
 
 def train(
@@ -118,8 +115,7 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        self.recorder = Recorder(self.bare_model, optimizer) if options.diagnostics else None
-        self.coordinates = Coordinates(self.bare_model, self._observed()) if options.coordinates else None
+        self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
     def advance(self, before_step: BeforeStep | None = None) -> None:
@@ -139,7 +135,7 @@ class _Run:
         if before_step is not None:
             before_step(self.step, self.bare_model, self.optimizer)
         self.optimizer.step()
-        self.observe()
+        self.observers.after_step(sample=self._evaluation_is_near(self.step + 1, SAMPLED_STEPS))
         self.optimizer.zero_grad(set_to_none=True)
         self.last_loss = loss.detach()
         self.loss_sum += self.last_loss
@@ -159,13 +155,6 @@ class _Run:
         if math.isnan(self.first_loss):
             self.first_loss = losses[0]
         return not all(loss <= DIVERGED_AT * self.first_loss for loss in losses)
-
-    def observe(self) -> None:
-        """Let diagnostics and coordinates see an optimizer step, while its gradients are there."""
-        if self.recorder is not None:
-            self.recorder.after_step(sample=self._evaluation_is_near(self.step + 1, SAMPLED_STEPS))
-        if self.coordinates is not None:
-            self.coordinates.after_step()
 
     def evaluation_is_due(self) -> bool:
         return self._evaluation_is_near(self.step, 1)
@@ -200,7 +189,7 @@ class _Run:
             seconds=self._clock(),
             tokens_per_second=done / self._clock(),
             flops=self._flops(),
-            diagnostics=None if self.recorder is None else self.recorder.diagnostics(self._observed()),
+            diagnostics=self.observers.diagnostics(),
         )
         self.history.append(metrics)
         return metrics
@@ -218,7 +207,7 @@ class _Run:
             parameters=sum(parameter.numel() for parameter in self.bare_model.parameters()),
             flops=self._flops(),
             history=self.history,
-            coordinates=None if self.coordinates is None else self.coordinates.deltas,
+            coordinates=self.observers.deltas(),
         )
 
     def save(self) -> None:
@@ -238,8 +227,7 @@ class _Run:
             "loss_sum": loss_sum,
             "loss_count": loss_count,
             "history": [asdict(metrics) for metrics in self.history],
-            "recorder": None if self.recorder is None else self.recorder.state_dict(),
-            "coordinates": None if self.coordinates is None else self.coordinates.state_dict(),
+            "observers": self.observers.state_dict(),
         }
         save_checkpoint(path, state)
 
@@ -264,19 +252,7 @@ class _Run:
             self.loss_sum += state["loss_sum"]
             self.loss_count = state["loss_count"]
         self.history = TypeAdapter(list[Metrics]).validate_python(state["history"])
-        self._resume_observers(state.get("recorder"), state.get("coordinates"))
-
-    def _resume_observers(self, recorder: Any, coordinates: Any) -> None:
-        """Go on with diagnostics; where they were off before, the laws begin here, and coordinates are lost."""
-        if self.recorder is not None:
-            self.recorder = Recorder(self.bare_model, self.optimizer)
-            if recorder is not None:
-                self.recorder.load_state_dict(recorder)
-        if self.coordinates is not None:
-            if coordinates is None:
-                self.coordinates = None
-            else:
-                self.coordinates.load_state_dict(coordinates)
+        self.observers.load_state_dict(state.get("observers", {}))
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with the run that resumes from it."""
@@ -308,10 +284,10 @@ class _Run:
         self.bare_model.train()
         return self._mean(total, count)
 
-    def _observed(self) -> Tensor:
-        """Return validation tokens for diagnostics, the same ones on every worker."""
-        size = min(self.batch_size, SEQUENCES_OBSERVED)
-        tokens, _ = next(iter(self.tokens.validation_batches(1, batch_size=size, context=self.context)))
+    def _observed_tokens(self) -> Tensor:
+        """Return some validation tokens, the same ones at every evaluation and on every worker."""
+        size = min(self.batch_size, SEQUENCES)
+        tokens, _ = next(self.tokens.validation_batches(1, batch_size=size, context=self.context))
         return tokens.to(self.device)
 
     def _mean(self, total: Tensor, count: float) -> float:
