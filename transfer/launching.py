@@ -43,6 +43,7 @@ class LaunchOptions(Record):
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
+        diagnostics: whether every evaluation measures `Diagnostics`, for ``metrics.jsonl``.
         module_decay: how λ is shared out among modules; None is evenly.
     """
 
@@ -53,6 +54,7 @@ class LaunchOptions(Record):
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
+    diagnostics: bool = False
     module_decay: ModuleDecay | None = None
 
 
@@ -193,7 +195,7 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, resources: dict[str, i
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-_RUN_OPTIONS = {"seed", "compile", "evaluations", "validation_batches", "checkpoint_every"}
+_RUN_OPTIONS = {"seed", "compile", "diagnostics", "evaluations", "validation_batches", "checkpoint_every"}
 
 
 def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:

@@ -51,6 +51,8 @@ class Launch:
     """Seed of initialisation and batches."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    diagnostics: bool = False
+    """Measure norms against the laws of weight decay, spectra and gains at every evaluation."""
     module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
     """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
     assign: Option[Literal["linear", "sqrt", "log2", "sigmoid"]] = None
@@ -83,7 +85,7 @@ class Launch:
             horizon_rule=self.horizon_rule,
             decay_kinds=words(self.decay_kinds),
         )
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile")
+        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "diagnostics")
         settings = {name: getattr(self, name) for name in names}
         module_decay, data = self._module_decay(), self._data(recipe)
         options = LaunchOptions.parse({**settings, "data": data, "module_decay": module_decay})
