@@ -1,10 +1,14 @@
 """What a sweep is: the proxy, its horizon, the space, and how many trials."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
-from widthwise.proxies.validation import ConfigError, Record
+from widthwise.proxies.validation import Record
 from widthwise.search.space import SearchSpace
+
+Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
 
 
 class SweepConfig(Record):
@@ -22,7 +26,10 @@ class SweepConfig(Record):
         concurrency: trials at a time; None takes one per core, or per GPU share.
         gpus_per_trial: share of a GPU per trial; None takes a whole one where the cluster has any.
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
+        sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
+            the space evenly), ``random``.
         prune: whether ASHA stops trials that fall behind.
+        grace: share of its steps that a trial has before it can be stopped.
         evaluations: validation passes per trial.
         validation_batches: batches per pass.
     """
@@ -42,7 +49,9 @@ class SweepConfig(Record):
     threshold: Threshold = "mean"
     corrected: bool = True
     clip_norm: float | None = Field(1.0, gt=0)
+    sampler: Sampler = "tpe"
     prune: bool = True
+    grace: float = Field(1 / 3, gt=0, le=1)
     evaluations: int = Field(8, ge=1)
     validation_batches: int = Field(8, ge=1)
 
@@ -50,9 +59,3 @@ class SweepConfig(Record):
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
         return self
-
-
-def require_gpus(config: SweepConfig, gpus: float) -> None:
-    """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
-    if config.gpus_per_trial and not gpus:
-        raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {config.gpus_per_trial}")

@@ -1,4 +1,4 @@
-"""Live progress on standard error; a sweep's: trials done, best loss, time left."""
+"""Live progress on standard error; a study's: trials done, best loss, time left."""
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:
-    from widthwise.search.ledger import Ledger
+    from widthwise.search.books import Books
 
 
 def console(*, enabled: bool = True) -> Console:
@@ -32,15 +32,15 @@ def progress_bar(name: str, screen: Console) -> Bar:
 
 
 class Progress:
-    """A sweep's bar on a terminal, a line per finished trial elsewhere."""
+    """A study's bar on a terminal, a line per finished trial elsewhere."""
 
-    def __init__(self, ledger: "Ledger", *, enabled: bool = True) -> None:
-        self.ledger = ledger
+    def __init__(self, books: "Books", *, enabled: bool = True) -> None:
+        self.books = books
         self.console = console(enabled=enabled)
-        self.bar = progress_bar("sweep", self.console)
-        self.task = self.bar.add_task("starting Ray", total=ledger.total)
+        self.bar = progress_bar(books.layout.what, self.console)
+        self.task = self.bar.add_task("starting Ray", total=books.total)
         self.parts: dict[int, float] = {}
-        self.records = ledger.records()
+        self.records = books.records()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -51,26 +51,26 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def step(self, number: int, step: int) -> None:
-        """Redraw after an evaluation of trial `number` at `step`."""
-        self.parts[number] = step / self.ledger.config.horizon.steps
+    def step(self, number: int, done: float) -> None:
+        """Redraw after an evaluation of trial `number`, of whose steps the share `done` is behind it."""
+        self.parts[number] = done
         self._draw()
 
     def ended(self) -> None:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}
-        self.records = self.ledger.records()
+        self.records = self.books.records()
         for record in self.records:
             if record["number"] not in told and not self.console.is_terminal:
                 loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
-                self.console.print(
-                    f"trial {record['number']} {record['status']}, loss {loss}", highlight=False
-                )
+                name = self.books.label(record)
+                self.console.print(f"{name} {record['status']}, loss {loss}", highlight=False)
         self._draw()
 
     def _draw(self) -> None:
-        running = sum(self.parts.get(number, 0.0) for number in self.ledger.live)
+        running = sum(self.parts.get(number, 0.0) for number in self.books.live)
         losses = [record["loss"] for record in self.records if record["status"] == "completed"]
         best = f"{min(losses):.4f}" if losses else "-"
-        text = f"{len(self.records)}/{self.ledger.total} trials, best loss {best}"
-        self.bar.update(self.task, completed=len(self.records) + running, description=text)
+        total = self.books.total
+        text = f"{len(self.records)}/{total} trials, best loss {best}"
+        self.bar.update(self.task, completed=len(self.records) + running, total=total, description=text)

@@ -9,16 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import RunError
-from widthwise.search.cluster import ray_session, require_ray
-from widthwise.search.config import SweepConfig, require_gpus
-from widthwise.search.ledger import MAX_FAILURES, Ledger
-from widthwise.search.progress import Progress
+from widthwise.search.config import SweepConfig
+from widthwise.search.executing import Placement, execute
+from widthwise.search.ledger import Ledger
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
 EDGE = 0.05
@@ -176,15 +173,15 @@ def sweep(
     config = config.model_copy(update={"data": absolute_source(config.data)})
     tokens = open_tokens(config.data, vocab_size=config.model.vocab_size)
     tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
-    if address is not None:
-        require_ray(address)
-    else:
-        require_gpus(config, torch.cuda.device_count())
+    placement = Placement(
+        address=address, concurrency=config.concurrency, gpus_per_trial=config.gpus_per_trial
+    )
+    placement.require()
     ledger = Ledger(config, out, resume=resume)
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():
-            _run(ledger, address, show_progress)
+            execute(ledger, placement, show_progress=show_progress)
         return result_of(ledger, tokens.fingerprint)
     finally:
         ledger.close()
@@ -203,19 +200,6 @@ def result_of(ledger: Ledger, data_fingerprint: str) -> SweepResult:
         ended=max((end for end in ends if end is not None), default=None),
         data_fingerprint=data_fingerprint,
     )
-
-
-def _run(ledger: Ledger, address: str | None, show_progress: bool) -> None:
-    with (
-        Progress(ledger, enabled=show_progress) as progress,
-        ray_session(address, cpus=ledger.config.concurrency) as ray,
-    ):
-        # Here, because what Ray reads on import the session sets.
-        from widthwise.search.tuning import run_trials
-
-        run_trials(ledger, ray.cluster_resources(), progress)
-    if len(ledger.failures) >= MAX_FAILURES:
-        raise RunError(f"{len(ledger.failures)} trials failed, the last with: {ledger.failures[-1]}")
 
 
 def _finalists(ledger: Ledger) -> list[Finalist]:

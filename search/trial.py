@@ -1,6 +1,8 @@
-"""One trial of a sweep inside Ray Tune: a proxy trained in a folder of its own."""
+"""One trial inside Ray Tune: a proxy trained in a folder of its own."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
-from widthwise.proxies.outcome import Metrics, RunOptions
+from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
 from widthwise.proxies.runs import RunSpec, device_options, run
 
 
@@ -24,18 +26,37 @@ def trainable(config: Mapping[str, Any]) -> None:
     spec = RunSpec.model_validate_json(config["spec"])
     try:
         try:
-            result = run(spec, options, _report)
+            result = run(spec, options, _reporting(spec))
         except DamagedCheckpoint:
             checkpoint.unlink()
-            result = run(spec, options, _report)
+            result = run(spec, options, _reporting(spec))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         tune.report({"status": "failed", "error": reason})
         return
     outcome = {"status": result.status, "loss": result.loss, "step": result.steps}
-    tune.report({**outcome, "tokens": result.tokens, "seconds": result.seconds})
+    # Text, because Tune keeps statistics of every number in a report.
+    measured = json.dumps(_measured(result))
+    tune.report({**outcome, "tokens": result.tokens, "seconds": result.seconds, "measured": measured})
 
 
-def _report(metrics: Metrics) -> None:
-    names = ("loss", "step", "tokens", "seconds")
-    tune.report({"status": "running", **{name: getattr(metrics, name) for name in names}})
+def _reporting(spec: RunSpec) -> Callable[[Metrics], None]:
+    """Return what reports a run's evaluations to Tune."""
+
+    def report(metrics: Metrics) -> None:
+        names = ("loss", "step", "tokens", "seconds")
+        values = {name: getattr(metrics, name) for name in names}
+        tune.report({"status": "running", "progress": metrics.step / spec.horizon.steps, **values})
+
+    return report
+
+
+def _measured(result: TrainResult) -> dict[str, Any]:
+    """Return what a run measured besides its loss: of the whole run, and of its last evaluation."""
+    whole = {name: value for name, value in asdict(result).items() if name not in _TOLD}
+    last = asdict(result.history[-1]) if result.history else {}
+    return {name: value for name, value in (last | whole).items() if name not in _TOLD}
+
+
+# What stands in a trial's outcome already, or is its learning curve.
+_TOLD = {"status", "loss", "steps", "step", "tokens", "seconds", "history", "tokens_per_second", "lr_factor"}

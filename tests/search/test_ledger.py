@@ -14,8 +14,9 @@ from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, SweepConfig, sweep
-from widthwise.search.config import require_gpus
-from widthwise.search.ledger import MAX_FAILURES, Ledger, stored_config
+from widthwise.search.books import MAX_FAILURES
+from widthwise.search.executing import Placement
+from widthwise.search.ledger import Ledger, stored_config
 
 STEPS = 60
 
@@ -357,10 +358,10 @@ def test_a_difference_inside_a_section_is_named_by_its_path(
 
 
 def test_a_share_of_a_gpu_needs_a_gpu() -> None:
-    require_gpus(configured(gpus_per_trial=0.5), 1)
-    require_gpus(configured(), 0)
+    Placement(gpus_per_trial=0.5).require_gpus(1)
+    Placement().require_gpus(0)
     with pytest.raises(ConfigError) as caught:
-        require_gpus(configured(gpus_per_trial=0.5), 0)
+        Placement(gpus_per_trial=0.5).require_gpus(0)
     assert str(caught.value) == "gpus_per_trial: must be 0 where Ray has no GPU, got 0.5"
 
 

@@ -50,6 +50,11 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
         ({"seeds": 0}, "seeds: must be >= 1, got 0"),
         ({"finalists": 0}, "finalists: must be >= 1, got 0"),
         ({"seed": -1}, "seed: must be >= 0, got -1"),
+        (
+            {"sampler": "tep"},
+            "sampler: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'tep'; did you mean 'tpe'?",
+        ),
+        ({"grace": 0.0}, "grace: must be > 0, got 0.0"),
         ({"concurrency": 0}, "concurrency: must be >= 1, got 0"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial: must be >= 0, got -0.5"),
         ({"horizon": {"batch_tokens": 100}}, "batch_tokens: must be a multiple of context = 128, got 100"),

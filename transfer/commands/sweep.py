@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option
@@ -21,7 +21,7 @@ _SECTIONS = {
     "model": ("width", "depth", "head_dim", "context", "vocab_size"),
     "horizon": ("tokens", "batch_tokens"),
 }
-_OWN = ("data", "trials", "finalists", "seeds", "seed", "concurrency", "gpus_per_trial")
+_OWN = ("data", "trials", "finalists", "seeds", "seed", "sampler", "concurrency", "gpus_per_trial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class Sweep:
     """Tokens per optimizer step [2048]."""
     seed: Option[int] = None
     """Seed of everything random [0]."""
+    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
     concurrency: Option[int] = None
     """Trials at a time [one per core, or per GPU]."""
     gpus_per_trial: Option[float] = None

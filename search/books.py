@@ -1,0 +1,230 @@
+"""A study and its trials in one folder: the truth that Ray Tune's executions are told from and told to.
+
+Which trial comes next and what is still missing are functions of the study alone, so that what was killed at any
+moment goes on where it was. Ray Tune only executes (see ``tuning``); a sweep's books are `Ledger`, those of given
+runs `Grid`.
+"""
+
+import json
+import math
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from widthwise.proxies.files import locked, write_atomic
+from widthwise.proxies.outcome import finite
+from widthwise.proxies.runs import RunSpec
+from widthwise.proxies.validation import ConfigError
+from widthwise.search.folders import Layout, created, loaded, require_folder
+
+# After so many failures in one session something is wrong that no further trial will cure.
+MAX_FAILURES = 3
+
+Status = Literal["running", "completed", "stopped", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run that is to be carried out.
+
+    Attributes:
+        key: its name, unique among the runs of a folder; letters, digits, ``.``, ``_`` and ``-``.
+        spec: what is trained.
+        seed: decides initialisation and batches.
+        options: how: further fields of `RunOptions`, as JSON has them (``evaluations``, ``validation_batches``).
+    """
+
+    key: str
+    spec: RunSpec
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Books(ABC):
+    """A study and its trials in one folder, locked against a second process.
+
+    Attributes:
+        out: the folder, with the study, a file of records, and a folder for each unfinished trial's checkpoint.
+        live: trials handed out and not yet finished, by number.
+        failures: errors of the trials that failed since the books were opened.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        layout: Layout,
+        identity: Mapping[str, Any],
+        *,
+        may_change: frozenset[str] = frozenset(),
+        resume: bool,
+    ) -> None:
+        """Create the folder's books, or open them with `resume`.
+
+        Args:
+            out: the folder.
+            layout: what its files are called.
+            identity: JSON that says what the books are about; a resumed folder must have been started with the same.
+            may_change: fields of `identity` that a resumption may change.
+            resume: open the books that the folder has.
+
+        Raises:
+            ConfigError: where the folder holds something else, cannot be written, or is in use.
+        """
+        self.out, self.layout = out, layout
+        self.live: dict[int, Trial] = {}
+        self.failures: list[str] = []
+        require_folder(out, layout, resume=resume)
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(out))
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.study = loaded(out, layout) if resume else created(out, layout)
+            self._agree(identity, may_change)
+        except BaseException:
+            self.close()
+            raise
+        self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
+        self.write_records()
+
+    def require_data(self, fingerprint: str) -> None:
+        """Raise a ConfigError where other tokens were trained on before; losses of two corpora do not compare."""
+        known = self.study.user_attrs.get("data_fingerprint")
+        if known not in (None, fingerprint):
+            what = f"the {self.layout.what} in {self.out}"
+            raise ConfigError(f"data: must hold the tokens that {what} was started with, but differs")
+        self.study.set_user_attr("data_fingerprint", fingerprint)
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.close()
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Trials in all, as far as is known."""
+
+    @abstractmethod
+    def run(self, trial: Trial) -> Run:
+        """Return what is to be run for `trial`."""
+
+    @abstractmethod
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to run."""
+
+    @abstractmethod
+    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+        """Return the next trial where none was interrupted and none is enqueued."""
+
+    def next(self) -> Trial | Literal["wait", "finished"]:
+        """Return the next trial to run: an interrupted one, an enqueued one, or what else is wanted."""
+        if len(self.failures) >= MAX_FAILURES:
+            return "finished"
+        if self._orphans:
+            return self._adopt(self._orphans.pop(0))
+        return self._ask() if self._trials(TrialState.WAITING) else self._wanted()
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a trial's checkpoint."""
+        return self.out / self.layout.folder / f"trial_{number:04d}"
+
+    def report(self, number: int, step: int, loss: float) -> bool:
+        """Record an intermediate loss; return whether the trial should stop, being behind the others."""
+        trial = self.live[number]
+        known = self.study.get_trials(deepcopy=False)[number].intermediate_values
+        if not math.isfinite(loss) or step in known:
+            return False
+        trial.report(loss, step)
+        return self._is_behind(trial, step)
+
+    def finish(self, number: int, status: Status, outcome: Mapping[str, Any]) -> None:
+        """Close a trial and remove its checkpoint: pruned if stopped, infinitely bad if diverged, or failed."""
+        trial = self.live.pop(number)
+        trial.set_user_attr("status", status)
+        for name in ("tokens", "seconds", "error", "measured"):
+            if name in outcome:
+                trial.set_user_attr(name, outcome[name])
+        if status == "failed":
+            self.failures.append(str(outcome.get("error", "the worker died")))
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif status == "stopped":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, math.inf if status == "diverged" else outcome["loss"])
+        # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
+        shutil.rmtree(self.folder(number), ignore_errors=True)
+        self.write_records()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return every finished trial as plain data."""
+        return [
+            self._record(trial)
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        ]
+
+    def label(self, record: Mapping[str, Any]) -> str:
+        """Return what a record's trial is called on the terminal."""
+        return f"trial {record['number']}"
+
+    def write_records(self) -> None:
+        """Write the file of records anew from the study: each finished trial stands in it exactly once."""
+        lines = [json.dumps(record, allow_nan=False) for record in self.records()]
+        write_atomic(self.out / self.layout.records, "".join(f"{line}\n" for line in lines))
+
+    def _is_behind(self, trial: Trial, step: int) -> bool:
+        return False
+
+    def _record(self, trial: FrozenTrial) -> dict[str, Any]:
+        curve = sorted(trial.intermediate_values.items())
+        loss = trial.value if trial.value is not None or not curve else curve[-1][1]
+        attributes = trial.user_attrs
+        return {
+            "number": trial.number,
+            "status": attributes.get("status", "failed"),
+            "loss": finite(loss),
+            "tokens": attributes.get("tokens", 0),
+            "seconds": attributes.get("seconds", 0.0),
+            "error": attributes.get("error"),
+            "curve": [list(point) for point in curve],
+        }
+
+    def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
+        """Store the identity with a new study; a resumed one must have the same, but for what may change."""
+        stored = self.study.user_attrs.get("config", {})
+        for name, value in identity.items():
+            # What a later version knows besides was not asked when the study was started.
+            if name in stored and name not in may_change and stored[name] != value:
+                where, was, now = _difference(name, stored[name], value)
+                rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
+                raise ConfigError(f"{where}: {rule}, got {now}")
+        self.study.set_user_attr("config", dict(identity))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def _ask(self) -> Trial:
+        trial = self.study.ask()
+        self.live[trial.number] = trial
+        return trial
+
+    def _adopt(self, number: int) -> Trial:
+        """Take over a trial that a dead process left running."""
+        frozen = self.study.get_trials(deepcopy=False)[number]
+        self.live[number] = Trial(self.study, frozen._trial_id)
+        return self.live[number]
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """Return the path of the first difference, and both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = next((key for key in now if was.get(key) != now[key]), None)
+        if inner is not None:
+            return _difference(f"{name}.{inner}", was.get(inner), now[inner])
+    return name, was, now

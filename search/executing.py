@@ -1,0 +1,56 @@
+"""Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
+
+from dataclasses import dataclass
+
+import torch
+
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search.books import MAX_FAILURES, Books
+from widthwise.search.cluster import ray_session, require_ray
+from widthwise.search.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where trials run.
+
+    Attributes:
+        address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
+        concurrency: trials at a time; None takes one per core, or per GPU share.
+        gpus_per_trial: share of a GPU per trial; None takes a whole one where there is any.
+    """
+
+    address: str | None = None
+    concurrency: int | None = None
+    gpus_per_trial: float | None = None
+
+    def require(self) -> None:
+        """Raise a ConfigError where no Ray answers at the address, or this machine lacks the GPUs asked for."""
+        if self.address is not None:
+            require_ray(self.address)
+        else:
+            self.require_gpus(torch.cuda.device_count())
+
+    def require_gpus(self, gpus: float) -> None:
+        """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
+        if self.gpus_per_trial and not gpus:
+            raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {self.gpus_per_trial}")
+
+
+def execute(books: Books, placement: Placement, *, show_progress: bool) -> None:
+    """Run the trials that the books want, until they want no more or Ctrl-C.
+
+    Raises:
+        ConfigError: where the cluster lacks the GPUs asked for.
+        RunError: where trials keep failing.
+    """
+    with (
+        Progress(books, enabled=show_progress) as progress,
+        ray_session(placement.address, cpus=placement.concurrency) as ray,
+    ):
+        # Here, because what Ray reads on import the session sets.
+        from widthwise.search.tuning import run_trials
+
+        run_trials(books, placement, ray.cluster_resources(), progress)
+    if len(books.failures) >= MAX_FAILURES:
+        raise RunError(f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}")

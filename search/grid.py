@@ -1,0 +1,193 @@
+"""Given runs, executed as a sweep's trials are: on Ray Tune's reused workers, the study as the truth, resumable.
+
+Which runs are wanted is a function of what came of the others, so that a caller can work in rounds and stop as soon
+as its question is answered.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from widthwise.proxies.data import absolute_source, open_tokens
+from widthwise.proxies.runs import RunSpec
+from widthwise.proxies.validation import ConfigError
+from widthwise.search.books import Books, Run
+from widthwise.search.executing import Placement, execute
+from widthwise.search.folders import Layout
+
+__all__ = ["Outcome", "Placement", "Run", "run_all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        status: how it ended.
+        loss: its last validation loss in nats per token; None where it diverged.
+        tokens: trained on.
+        seconds: that the run took, its worker's start not counted.
+        curve: (step, validation loss) of its evaluations.
+        measured: what it measured besides, as JSON: ``parameters``, ``flops``, ``train_loss``, ``grad_norm``, and
+            where its options ask for them ``diagnostics`` (of the last evaluation) and ``coordinates``.
+    """
+
+    status: Literal["completed", "diverged"]
+    loss: float | None
+    tokens: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...]
+    measured: Mapping[str, Any]
+
+
+Outcomes = Mapping[str, Outcome]
+More = Callable[[Outcomes], Sequence[Run]]
+
+
+def run_all(
+    more: More,
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    data: str,
+    what: str = "grid",
+    resume: bool = False,
+    placement: Placement | None = None,
+    show_progress: bool = True,
+) -> dict[str, Outcome]:
+    """Carry out the runs that `more` wants, until it wants no others.
+
+    Args:
+        more: given the outcomes of all runs that have ended, by key, returns the runs that are wanted, in the order
+            in which they should start; those that have ended or are running are passed over. It is called whenever
+            a run has ended, and must answer the same to the same outcomes.
+        out: folder for ``runs.db``, ``runs.jsonl`` and the checkpoints of unfinished runs.
+        config: JSON that says what the runs are for; a resumed folder must have been started with the same.
+        data: what all runs train on, in place of what their specs say.
+        what: what the runs are in a word, for messages.
+        resume: go on with the runs in `out`, finished ones kept and interrupted ones continued.
+        placement: the Ray cluster and how many runs at a time; None is a local Ray, one per core or GPU.
+        show_progress: draw a progress bar on standard error.
+
+    Returns:
+        The outcomes by key, in the order in which the runs were started.
+
+    Raises:
+        ConfigError: for a user's mistake, before any run is started.
+        RunError: where runs keep failing; those that ended are kept.
+        KeyboardInterrupt: after Ctrl-C, when everything has been put away: what ended is kept, `resume` goes on.
+    """
+    placement = placement or Placement()
+    source = absolute_source(data)
+    fingerprint = open_tokens(source).fingerprint
+    placement.require()
+    grid = Grid(more, out, config, data=source, what=what, resume=resume)
+    try:
+        grid.require_data(fingerprint)
+        if not grid.is_finished():
+            execute(grid, placement, show_progress=show_progress)
+        if not grid.is_finished():
+            raise KeyboardInterrupt
+        return grid.outcomes()
+    finally:
+        grid.close()
+
+
+class Grid(Books):
+    """The books of given runs: a trial of the study holds what is to be run, and then what came of it."""
+
+    def __init__(
+        self, more: More, out: Path, config: Mapping[str, Any], *, data: str, what: str = "grid", resume: bool
+    ) -> None:
+        """Create the folder's books, or open them with `resume`; errors as in `Books`."""
+        self.more, self.data = more, data
+        self._told = -1
+        self._runs: Sequence[Run] = ()
+        layout = Layout(what=what, database="runs.db", records="runs.jsonl", folder="runs")
+        super().__init__(out, layout, config, resume=resume)
+
+    @property
+    def total(self) -> int:
+        """Runs that have ended, are running, or are wanted now."""
+        return len(self._keys() | {run.key for run in self._wishes()})
+
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to run."""
+        return not self._trials(TrialState.WAITING, TrialState.RUNNING) and not self._missing()
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return what came of the runs that have ended, by key; failed ones are made up for and not among them."""
+        return {
+            trial.user_attrs["key"]: _outcome(self._record(trial))
+            for trial in self._trials(TrialState.COMPLETE)
+        }
+
+    def run(self, trial: Trial) -> Run:
+        """Return what is to be run for `trial`, as it was wanted first."""
+        stored = trial.user_attrs
+        spec = RunSpec.model_validate_json(stored["spec"]).model_copy(update={"data": self.data})
+        return Run(key=stored["key"], spec=spec, seed=stored["seed"], options=stored["options"])
+
+    def label(self, record: Mapping[str, Any]) -> str:
+        """Return what a record's run is called on the terminal."""
+        return str(record["key"])
+
+    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+        missing = self._missing()
+        if not missing:
+            return "wait" if self._trials(TrialState.RUNNING) else "finished"
+        run = missing[0]
+        # Enqueued, because that is one transaction: no trial is there without its run.
+        stored = {"key": run.key, "spec": run.spec.model_dump_json(), "seed": run.seed}
+        self.study.enqueue_trial({}, user_attrs={**stored, "options": dict(run.options)})
+        return self._ask()
+
+    def _missing(self) -> list[Run]:
+        keys = self._keys()
+        return [run for run in self._wishes() if run.key not in keys]
+
+    def _wishes(self) -> Sequence[Run]:
+        """Ask `more`, once for every number of outcomes."""
+        ended = len(self._trials(TrialState.COMPLETE))
+        if ended != self._told:
+            self._runs, self._told = _checked(self.more(self.outcomes())), ended
+        return self._runs
+
+    def _keys(self) -> set[str]:
+        """Return the keys of the runs that have ended, are running or are enqueued."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {trial.user_attrs["key"] for trial in trials if trial.state != TrialState.FAIL}
+
+    def _record(self, trial: FrozenTrial) -> dict[str, Any]:
+        stored = trial.user_attrs
+        return {
+            "key": stored["key"],
+            "seed": stored["seed"],
+            **super()._record(trial),
+            "measured": stored.get("measured", {}),
+        }
+
+
+def _checked(runs: Sequence[Run]) -> Sequence[Run]:
+    keys = [run.key for run in runs]
+    for key in keys:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", key):
+            raise ConfigError(f"key: must be letters, digits, '.', '_' and '-', got {key!r}")
+        if keys.count(key) > 1:
+            raise ConfigError(f"key: must be unique, got {key!r} twice")
+    return runs
+
+
+def _outcome(record: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        status=record["status"],
+        loss=record["loss"] if record["status"] == "completed" else None,
+        tokens=record["tokens"],
+        seconds=record["seconds"],
+        curve=tuple((step, loss) for step, loss in record["curve"]),
+        measured=record["measured"],
+    )

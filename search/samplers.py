@@ -1,0 +1,103 @@
+"""Who proposes settings, and who stops trials: Optuna's samplers and its asynchronous successive halving.
+
+A sampler is made anew for every proposal, seeded by the proposal's place: what is proposed depends on the seed and
+on the results so far, not on restarts.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    PartialFixedSampler,
+    RandomSampler,
+    TPESampler,
+)
+
+if TYPE_CHECKING:
+    from widthwise.search.config import SweepConfig
+
+
+def sampler(config: "SweepConfig", place: int) -> BaseSampler:
+    """Return the sampler of the proposal at `place`, counted from 0."""
+    seed = int(np.random.SeedSequence((config.seed, place)).generate_state(1)[0])
+    # Optuna marks `group`, fixed parameters and its Gaussian process as experimental.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _SAMPLERS[config.sampler](config, place, seed)
+
+
+def _tpe(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    # `group` handles a coefficient that is drawn only on one arm.
+    return TPESampler(seed=seed, n_startup_trials=startup_trials(config), multivariate=True, group=True)
+
+
+def _gp(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, n_startup_trials=startup_trials(config))
+
+
+def _cmaes(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    # It moves in η and λ, which all arms have; the form of decay and c are drawn at random.
+    startup = startup_trials(config)
+    return CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+
+
+def _qmc(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    return PartialFixedSampler(quasi_random(config, place), RandomSampler(seed=seed))
+
+
+def _random(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+_SAMPLERS = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "qmc": _qmc, "random": _random}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Silence what Optuna says while it draws: that the Gaussian process takes a diverged trial as the worst other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Clip non-finite values")
+        yield
+
+
+def startup_trials(config: "SweepConfig") -> int:
+    """Return the number of random proposals that a model of the losses begins with; assumed."""
+    return min(10, max(4, config.trials // 3))
+
+
+def quasi_random(config: "SweepConfig", place: int) -> dict[str, Any]:
+    """Return the point at `place` of a scrambled Sobol' sequence (Owen 1998) in the space's logarithms.
+
+    The sequence fills the space evenly however long it becomes, so that `trials` may be raised later.
+    """
+    from scipy.stats.qmc import Sobol
+
+    space = config.space
+    engine = Sobol(d=4, scramble=True, rng=config.seed)
+    if place:
+        engine.fast_forward(place)
+    [unit] = engine.random(1)
+    ranges = {"lr": space.lr, "weight_decay": space.weight_decay, "huber_c": space.huber_c}
+    point = {
+        name: float(np.clip(low * (high / low) ** share, low, high))
+        for (name, (low, high)), share in zip(ranges.items(), unit, strict=False)
+    }
+    return {**point, "decay": space.decay[int(unit[3] * len(space.decay))]}
+
+
+# assumed: how many of the trials that reach a rung go on.
+REDUCTION = 2
+
+
+def pruner(config: "SweepConfig") -> optuna.pruners.BasePruner:
+    """Return asynchronous successive halving (arXiv 1810.05934), whose rungs live in the study."""
+    first = max(1, round(config.grace * config.horizon.steps))
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)

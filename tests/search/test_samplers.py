@@ -1,0 +1,50 @@
+"""Who proposes: every sampler finds a minimum it can see, and proposes the same after a restart."""
+
+import math
+from typing import Any, get_args
+
+import optuna
+import pytest
+
+from widthwise.search import SearchSpace, SweepConfig
+from widthwise.search.config import Sampler
+from widthwise.search.samplers import drawing, quasi_random, sampler
+
+
+def proposals(config: SweepConfig, count: int, *, restart_at: int | None = None) -> list[dict[str, Any]]:
+    """Propose `count` times, telling a made-up loss; at `restart_at`, a trial dies before its settings are drawn."""
+    study = optuna.create_study()
+    drawn = []
+    for place in range(count):
+        study.sampler = sampler(config, place)
+        trial = study.ask()
+        if place == restart_at:
+            study.sampler = sampler(config, place)
+            trial = optuna.trial.Trial(study, trial._trial_id)
+        with drawing():
+            tried = config.space.suggest(trial)
+        distance = math.log(tried["lr"] / 0.03) ** 2 + 0.1 * math.log(tried["weight_decay"] / 2) ** 2
+        study.tell(trial, distance if tried["lr"] < 0.15 else math.inf)
+        drawn.append({**tried, "distance": distance})
+    return drawn
+
+
+@pytest.mark.parametrize("name", get_args(Sampler))
+def test_proposals_depend_on_the_seed_alone_and_find_the_minimum(name: Sampler) -> None:
+    config = SweepConfig(sampler=name, trials=14, seed=3)
+    found = proposals(config, 14)
+    assert proposals(config, 14, restart_at=11) == found
+    assert proposals(config.model_copy(update={"seed": 4}), 2) != found[:2]
+    assert min(one["distance"] for one in found) < 0.5
+    assert {one["decay"] for one in found} == {"huber", "l2"}
+
+
+def test_quasi_random_points_fill_the_space_evenly() -> None:
+    space = SearchSpace(lr=(0.01, 0.16), weight_decay=(0.5, 8.0), huber_c=(2.0, 2.0))
+    points = [quasi_random(SweepConfig(space=space, seed=1), place) for place in range(16)]
+    for name, low in (("lr", 0.01), ("weight_decay", 0.5)):
+        octaves = [math.floor(math.log2(point[name] / low)) for point in points]
+        # Sixteen points of a Sobol' sequence: as many in each quarter of every axis.
+        assert sorted(octaves) == [octave for octave in range(4) for _ in range(4)]
+    assert [point["decay"] for point in points].count("l2") == 8
+    assert {point["huber_c"] for point in points} == {2.0}
