@@ -114,14 +114,20 @@ _DECIDING = {"data", "seed", "module_decay"}
 
 def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
-    sequences = plan.horizon.sequences(plan.model.context)
-    if sequences % options.workers:
-        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    sequences = require_division(plan, options)
     if isinstance(options.module_decay, AdaDecay):
         tuned = plan.recipe.hyperparameters
         options.module_decay.require(tuned.decay, tuned.threshold)
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
+
+
+def require_division(plan: Plan, options: LaunchOptions) -> int:
+    """Return the sequences of a batch, which the workers must share evenly."""
+    sequences = plan.horizon.sequences(plan.model.context)
+    if sequences % options.workers:
+        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    return sequences
 
 
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
