@@ -4,14 +4,16 @@ Memory is that of mixed precision as `launch` trains on GPUs: weights, gradients
 fp32, the passes under bf16 autocast.
 """
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from widthwise.proxies.footprint import Footprint, footprint
-from widthwise.proxies.model import GPT
-from widthwise.proxies.shapes import ParameterTable, parameter_table
+from widthwise.proxies.footprint import Footprint
+from widthwise.proxies.shapes import ParameterTable
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.launching import LaunchOptions, require_division
+from widthwise.transfer.own_model import asked, build_of, table_of, trace
 from widthwise.transfer.plan import Plan
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class DryRun:
         step: the cost of a training step.
         workers: data-parallel workers, on `nodes` nodes.
         throughput: how fast they are taken to be.
+        model: the user's model in the GPT's place, by name.
     """
 
     plan: Plan
@@ -68,6 +71,7 @@ class DryRun:
     workers: int
     nodes: int
     throughput: Throughput
+    model: str | None = None
 
     @property
     def sequences(self) -> int:
@@ -182,6 +186,8 @@ class DryRun:
             lines.append(
                 f"every worker holds all {each}; shared out, it would be {_gib(states / self.workers)} each"
             )
+        if self.model is not None:
+            lines.append(f"{self.model}: {asked(self.plan)}")
         return lines
 
 
@@ -200,21 +206,22 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     require_division(plan, options)
     if nodes < 1 or options.workers % nodes:
         raise ConfigError(f"nodes: must be >= 1 and divide the {options.workers} workers, got {nodes}")
-    model = plan.model
-
-    def build(width: int) -> GPT:
-        return GPT(model.model_copy(update={"width": width}))
-
-    step = footprint(
-        lambda: build(model.width), context=model.context, vocab_size=model.vocab_size, precision="bf16"
-    )
+    # Standard output is for the document alone, whatever the user's module prints.
+    with redirect_stdout(sys.stderr):
+        build = build_of(plan, options.model)
+        table, step = table_of(plan, build), trace(plan, build)
+    if step is None:
+        raise ConfigError(
+            f"model: {options.model!r} decides by numbers what it computes: a dry run has only shapes"
+        )
     return DryRun(
         plan=plan,
-        table=parameter_table(build, model.width, plan.recipe.proxy.width),
+        table=table,
         step=step,
         workers=options.workers,
         nodes=nodes,
         throughput=throughput,
+        model=options.model,
     )
 
 

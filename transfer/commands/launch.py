@@ -21,6 +21,9 @@ _DRY = ("verbose", "nodes", "tflops_per_worker", "tokens_per_second")
 class Launch(Target):
     """Train the wide model with a recipe's hyperparameters, scaled by a rule."""
 
+    model: str | None = None
+    """Your own model in place of the recipe's GPT: MODULE:FUNCTION that returns, for a width, an nn.Module from
+    tokens to logits; the module may lie in the current folder."""
     data: str | None = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
@@ -77,7 +80,7 @@ class Launch(Target):
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launching import LaunchOptions
 
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile")
+        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "model")
         settings = {name: getattr(self, name) for name in names}
         return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
 
