@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_repeated(
     choice = "add --resume to go on with it, or name another folder"
     assert again() == (2, "", f"{holds} a target run already; {choice}\n")
     for other in (["--rule", "sp"], ["--seed", 1], ["--tokens", 10240]):
-        told = f"{holds} a run with another plan, data or seed; see {undisturbed}/plan.json\n"
+        told = f"{holds} a run with another plan, model, data or seed; see {undisturbed}/plan.json\n"
         assert again("--resume", *other) == (2, "", told)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
 

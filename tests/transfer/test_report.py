@@ -243,7 +243,7 @@ def test_the_commands_are_those_of_the_files(demo: Path) -> None:
         "--width 16 --depth 1 --head-dim 16 --context 32 --vocab-size 256 --tokens 1536 --batch-tokens 128"
     )
     assert f"widthwise sweep --config config.toml {shape} --data /" in text
-    assert ".txt --trials 5 --finalists 2 --seeds 2 --seed 0 --out sweep " in text
+    assert ".txt --trials 5 --finalists 2 --seeds 2 --seed 0 --sampler tpe --out sweep " in text
     for name, rule in (("target", "fan-sqrt"), ("baseline", "sp")):
         command = f"widthwise launch sweep/recipe.json --width 32 --depth 1 --rule {rule} {tail} --out {name}"
         assert command in text
