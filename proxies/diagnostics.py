@@ -142,7 +142,8 @@ def gains(model: nn.Module, inputs: Tensor) -> dict[str, float]:
         for index, values in enumerate((arguments[0], product)):
             place[index] += float(norm(values).square()) / values.shape[-1]
 
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [layer for layer in linear if layer.weight in names]  # not where a parametrisation makes it
     handles = [layer.register_forward_hook(look) for layer in layers]
     try:
         forward(model, inputs)
@@ -154,10 +155,11 @@ def gains(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def forward(model: nn.Module, inputs: Tensor) -> Any:
-    """Return the model's output in evaluation mode, and leave the mode as it was."""
-    training = model.training
+    """Return the model's output in evaluation mode, and leave every module's mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return model(inputs)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training

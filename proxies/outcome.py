@@ -148,6 +148,6 @@ class TrainResult:
     coordinates: dict[str, list[float]] | None = None
 
 
-def finite(loss: float | None) -> float | None:
-    """Return a loss as JSON can say it: None where there is none, or where the run diverged."""
-    return loss if loss is not None and math.isfinite(loss) else None
+def finite(value: float | None) -> float | None:
+    """Return a loss or another value as JSON can say it: None where there is none, or where the run diverged."""
+    return value if value is not None and math.isfinite(value) else None

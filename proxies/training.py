@@ -59,7 +59,8 @@ def train(
             keeps for later steps belongs into the optimizer's state, or a resumed run will differ.
 
     Raises:
-        ConfigError: where the batch, the data or the checkpoint does not fit.
+        ConfigError: where the batch, the data or the checkpoint does not fit, or diagnostics are asked of
+            another optimizer than AdamHC over groups that `parameter_groups` made.
     """
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()

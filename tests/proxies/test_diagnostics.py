@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
@@ -220,15 +223,15 @@ def test_the_gain_is_the_ratio_of_sizes_of_outputs_without_bias_and_inputs() -> 
     assert math.isnan(measure.gains(model, torch.zeros(1, 6))["inner.weight"])
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_look_leaves_neither_hooks_nor_another_mode_behind(training: bool) -> None:
-    model = Twice().train(training)
+def test_a_look_leaves_neither_hooks_nor_other_modes_behind() -> None:
+    model = Twice()
+    model.dropout.eval()
+    modes = [module.training for module in model.modules()]
     measure.gains(model, torch.randn(2, 6))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         measure.gains(model, torch.randn(2, 5))
-    assert [
-        module for module in model.modules() if module._forward_hooks or module.training != training
-    ] == []
+    assert [module.training for module in model.modules()] == modes
+    assert [module for module in model.modules() if module._forward_hooks] == []
 
 
 # The recorder
@@ -330,6 +333,17 @@ def test_what_cannot_be_followed_is_refused(optimizer: Callable[[nn.Module], Any
     model = nn.Linear(3, 3)
     with refuses(message):
         Recorder(model, optimizer(model))
+
+
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", f"file://{tmp_path / 'rendezvous'}", world_size=1, rank=0)
+    try:
+        model = fully_shard(nn.Linear(3, 3), mesh=init_device_mesh("cpu", (1,)))
+        optimizer = AdamHC([{"params": list(model.parameters()), "kind": "matrix"}])
+        with refuses("optimizer: group 0 must hold no sharded parameters, for diagnostics"):
+            Recorder(model, optimizer)
+    finally:
+        dist.destroy_process_group()
 
 
 # In a run

@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(recipe: Path, text: Path) -> list[object]:
-    return ["launch", recipe, "--width", WIDTH, "--data", text, "--evaluations", EVALUATIONS]
+    options = ["--width", WIDTH, "--data", text, "--evaluations", EVALUATIONS, "--diagnostics"]
+    return ["launch", recipe, *options]
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -99,6 +100,8 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
     }
     assert last["seconds"] <= result["seconds"]
     assert last["loss"] < metrics[0]["loss"] < 5.6
+    assert list(last["diagnostics"]["kinds"]) == ["matrix", "embedding", "readout"]
+    assert last["diagnostics"]["gradient_norm"] == pytest.approx(last["grad_norm"], rel=0.5)
 
 
 def test_a_finished_run_is_not_repeated(
