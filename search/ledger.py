@@ -12,6 +12,7 @@ from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.books import Books, Run
 from widthwise.search.config import SweepConfig
+from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.folders import Layout, loaded, require_folder
 from widthwise.search.samplers import drawing, pruner, sampler
 
@@ -23,6 +24,8 @@ SWEEP = Layout(
     foreign={"recipe.json": "a recipe that no sweep in it made"},
 )
 
+# Attributes of the trials that the sampler has not proposed.
+_NOT_PROPOSED = {"confirms", "fitted"}
 _MAY_CHANGE = frozenset({"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds"})
 
 
@@ -36,22 +39,21 @@ class Ledger(Books):
     def __init__(self, config: SweepConfig, out: Path, *, resume: bool) -> None:
         """Create the folder's books, or open them with `resume`; errors as in `Books`."""
         self.config = config
+        self._fitted_to = -1
         super().__init__(out, SWEEP, config.model_dump(mode="json"), may_change=_MAY_CHANGE, resume=resume)
         self.study.pruner = pruner(config)
 
     @property
     def total(self) -> int:
-        """Trials that the whole sweep takes, the finalists' other seeds included."""
-        return self.config.trials + self.config.finalists * (self.config.seeds - 1)
+        """Trials that the whole sweep takes, the finalists' other seeds included, and those of the fitted minimum."""
+        fitted = self.fitted() is not None
+        candidates = self.config.finalists + fitted
+        return self.config.trials + fitted + candidates * (self.config.seeds - 1)
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""
         unfinished = self._trials(TrialState.WAITING, TrialState.RUNNING)
-        return (
-            not unfinished
-            and len(self._proposed()) >= self.config.trials
-            and not self._missing_confirmations()
-        )
+        return not unfinished and len(self._proposed()) >= self.config.trials and not self._missing()
 
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`, drawing what is not drawn yet."""
@@ -82,9 +84,7 @@ class Ledger(Books):
 
     def finalists(self) -> list[FrozenTrial]:
         """Return the best completed proposals, best first."""
-        complete = [t for t in self._main() if t.state == TrialState.COMPLETE]
-        scored = [(t.value, t.number, t) for t in complete if t.value is not None and math.isfinite(t.value)]
-        return [trial for _, _, trial in sorted(scored)[: self.config.finalists]]
+        return self._scored()[: self.config.finalists]
 
     def confirmations(self, number: int) -> list[FrozenTrial]:
         """Return the trials that try proposal `number` again with other seeds; failed ones are made up for."""
@@ -92,35 +92,90 @@ class Ledger(Books):
         confirming = [trial for trial in trials if trial.user_attrs.get("confirms") == number]
         return [trial for trial in confirming if trial.state != TrialState.FAIL]
 
-    def _wanted(self) -> Trial | Literal["wait", "finished"]:
-        """Return a new proposal, or, once all have ended, a confirmation."""
-        place = len(self._proposed())
-        if place < self.config.trials:
-            return self._propose(place)
-        if self._trials(TrialState.RUNNING):
-            return "wait"
-        missing = self._missing_confirmations()
-        for trial, seed in missing:
-            self.study.enqueue_trial(trial.params, user_attrs={"confirms": trial.number, "seed": seed})
-        return self._ask() if missing else "finished"
+    def fit(self) -> Fit:
+        """Return the quadratic through the best trials of the form of decay that the best trial has."""
+        scored = self._scored()
+        if len(scored) != self._fitted_to:
+            decay = scored[0].params["decay"] if scored else None
+            near = [_tried(trial) for trial in scored if trial.params["decay"] == decay]
+            self._fit, self._fitted_to = fit_minimum(near), len(scored)
+        return self._fit
 
-    def _is_behind(self, trial: Trial, step: int) -> bool:
-        if not self.config.prune or step >= self.config.horizon.steps or "confirms" in trial.user_attrs:
-            return False
-        return trial.should_prune()
+    def fitted(self) -> FrozenTrial | None:
+        """Return the trial at the minimum of the quadratic, once it is there; a failed one is made up for."""
+        count = len(self._scored())
+        trials = self.study.get_trials(deepcopy=False)
+        tried = [t for t in trials if t.user_attrs.get("fitted") == count and t.state != TrialState.FAIL]
+        return tried[0] if tried else None
+
+    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+        """Return a new proposal, or, once all have ended, the fitted minimum or a confirmation."""
+        proposed = self._proposed()
+        if len(proposed) < self.config.trials:
+            return self._propose(len(proposed))
+        if not all(trial.state.is_finished() for trial in proposed):
+            return "wait"
+        missing = self._missing()
+        for parameters, attributes in missing:
+            self.study.enqueue_trial(parameters, user_attrs=attributes)
+        if missing:
+            return self._ask()
+        return "wait" if self._trials(TrialState.RUNNING) else "finished"
+
+    def _missing(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Return what is to be run beside the proposals: parameters, and what the study is to say of them."""
+        if self.config.seeds == 1:
+            return []
+        fitted, fit = self.fitted(), self.fit()
+        confirmed = [*self.finalists(), *([fitted] if fitted else [])]
+        missing = [
+            (trial.params or trial.system_attrs["fixed_params"], {"confirms": trial.number, "seed": seed})
+            for trial in confirmed
+            for seed in range(self.config.seed + 1, self.config.seed + self.config.seeds)
+            if seed not in {self.seed(other) for other in self.confirmations(trial.number)}
+        ]
+        if fitted is None and fit.problem is None:
+            missing.insert(0, (self._at(fit), {"fitted": len(self._scored())}))
+        return missing
+
+    def _at(self, fit: Fit) -> dict[str, Any]:
+        """Return the parameters of the minimum."""
+        parameters = {
+            "lr": fit.lr,
+            "weight_decay": fit.weight_decay,
+            "decay": self._scored()[0].params["decay"],
+            "huber_c": fit.huber_c,
+        }
+        return {name: value for name, value in parameters.items() if value is not None}
 
     def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
-        done = len(self._proposed())
-        if self.config.trials < done:
-            raise ConfigError(f"trials: must be >= {done}, which {self.out} holds, got {self.config.trials}")
+        done, trials = len(self._proposed()), self.config.trials
+        if trials < done:
+            raise ConfigError(f"trials: must be >= {done}, which {self.out} holds, got {trials}")
         super()._agree(identity, may_change)
+
+    def _is_behind(self, trial: Trial, step: int) -> bool:
+        if (
+            not self.config.prune
+            or step >= self.config.horizon.steps
+            or trial.user_attrs.keys() & _NOT_PROPOSED
+        ):
+            return False
+        return trial.should_prune()
 
     def _proposed(self) -> list[FrozenTrial]:
         """Return the sampler's proposals; a failed one does not count and is made up for."""
         return [trial for trial in self._main() if trial.state != TrialState.FAIL]
 
     def _main(self) -> list[FrozenTrial]:
-        return [t for t in self.study.get_trials(deepcopy=False) if "confirms" not in t.user_attrs]
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if not trial.user_attrs.keys() & _NOT_PROPOSED]
+
+    def _scored(self) -> list[FrozenTrial]:
+        """Return the proposals that completed with a finite loss, best first."""
+        complete = [trial for trial in self._main() if trial.state == TrialState.COMPLETE]
+        scored = [(t.value, t.number, t) for t in complete if t.value is not None and math.isfinite(t.value)]
+        return [trial for _, _, trial in sorted(scored)]
 
     def _propose(self, place: int) -> Trial:
         # A sampler for each proposal, seeded by its place: what is proposed does not depend on restarts.
@@ -133,16 +188,6 @@ class Ledger(Books):
         self.study.sampler = sampler(self.config, place)
         return super()._adopt(number)
 
-    def _missing_confirmations(self) -> list[tuple[FrozenTrial, int]]:
-        """Return the finalists and the seeds that they have not been tried with."""
-        seeds = range(self.config.seed + 1, self.config.seed + self.config.seeds)
-        return [
-            (trial, seed)
-            for trial in self.finalists()
-            for seed in seeds
-            if seed not in {self.seed(other) for other in self.confirmations(trial.number)}
-        ]
-
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
         tried = {name: trial.params.get(name) for name in ("lr", "weight_decay", "decay", "huber_c")}
         return {
@@ -150,6 +195,7 @@ class Ledger(Books):
             "width": self.config.model.width,
             "seed": self.seed(trial),
             "confirms": trial.user_attrs.get("confirms"),
+            "fitted": "fitted" in trial.user_attrs,
             **super()._record(trial),
         }
 
@@ -162,3 +208,8 @@ def stored_config(out: Path) -> SweepConfig:
     """
     require_folder(out, SWEEP, resume=True)
     return SweepConfig.parse(loaded(out, SWEEP).user_attrs["config"], where=str(out / SWEEP.database))
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    lr, weight_decay = trial.params["lr"], trial.params["weight_decay"]
+    return Tried(lr=lr, weight_decay=weight_decay, loss=trial.values[0], huber_c=trial.params.get("huber_c"))

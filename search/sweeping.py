@@ -9,12 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import RunError
 from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
+from widthwise.search.fitting import Fit
 from widthwise.search.ledger import Ledger
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
@@ -70,15 +73,22 @@ class SeedLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist(SeedLosses):
-    """One of a sweep's best settings, tried with several seeds."""
+    """One of a sweep's best settings, tried with several seeds.
+
+    Attributes:
+        number: its first trial's.
+        fitted: whether it is the minimum of the quadratic, and not a proposal.
+    """
 
     number: int
     hyperparameters: Hyperparameters
+    fitted: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the finalist as plain data."""
         hyperparameters = self.hyperparameters.model_dump(mode="json")
-        return {"number": self.number, "hyperparameters": hyperparameters, **super().as_json()}
+        head = {"number": self.number, "fitted": self.fitted, "hyperparameters": hyperparameters}
+        return {**head, **super().as_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,8 @@ class SweepResult:
 
     Attributes:
         config: what was swept.
-        finalists: best first, by mean loss over the seeds that they were not chosen on.
+        finalists: the recommended one first, then by mean loss over the seeds that they were not chosen on.
+        fit: the quadratic through the best trials; its minimum is among the finalists where it is determined.
         records: every finished trial, as in ``trials.jsonl``.
         finished: False where the sweep was interrupted and can be resumed.
         seconds: what all trials took, one after the other.
@@ -97,6 +108,7 @@ class SweepResult:
 
     config: SweepConfig
     finalists: list[Finalist]
+    fit: Fit
     records: list[dict[str, Any]]
     finished: bool
     seconds: float
@@ -105,8 +117,14 @@ class SweepResult:
 
     @property
     def best(self) -> Finalist:
-        """The finalist with the lowest loss, as `SeedLosses.score` has it."""
+        """The recommended finalist: the fitted minimum, where another is not better beyond their seeds' scatter."""
         return self.finalists[0]
+
+    @property
+    def luckiest(self) -> int | None:
+        """Number of the proposal with the lowest loss."""
+        proposed = [one for one in self.records if one["status"] == "completed" and _is_proposed(one)]
+        return min(proposed, key=lambda one: one["loss"])["number"] if proposed else None
 
     @property
     def best_by_decay(self) -> dict[str, float | None]:
@@ -115,9 +133,7 @@ class SweepResult:
         A gain of Huber's is one over AdamW (``l2``) at AdamW's own best λ, not over Huber's λ without Huber.
         """
         completed = [
-            record
-            for record in self.records
-            if record["status"] == "completed" and record["confirms"] is None
+            record for record in self.records if record["status"] == "completed" and _is_proposed(record)
         ]
         return {
             decay: min(
@@ -194,6 +210,7 @@ def result_of(ledger: Ledger, data_fingerprint: str) -> SweepResult:
     return SweepResult(
         config=ledger.config,
         finalists=_finalists(ledger),
+        fit=ledger.fit(),
         records=records,
         finished=ledger.is_finished(),
         seconds=sum(record["seconds"] for record in records),
@@ -203,16 +220,38 @@ def result_of(ledger: Ledger, data_fingerprint: str) -> SweepResult:
 
 
 def _finalists(ledger: Ledger) -> list[Finalist]:
-    finalists = []
-    for trial in ledger.finalists():
-        runs = [trial, *ledger.confirmations(trial.number)]
-        # A finalist that diverges with another seed is no finalist: its score is infinite.
-        losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
-        hyperparameters = ledger.hyperparameters(trial)
-        finalists.append(Finalist(number=trial.number, hyperparameters=hyperparameters, losses=losses))
+    """Return the finalists, the recommended one first."""
+    fitted = ledger.fitted()
+    candidates = [*ledger.finalists(), *([fitted] if fitted and fitted.state.is_finished() else [])]
+    finalists = [_finalist(ledger, trial, trial is fitted) for trial in candidates]
     if ledger.is_finished() and not any(math.isfinite(finalist.mean) for finalist in finalists):
         raise RunError("no trial completed with every seed: all diverged; lower the bounds of space.lr")
-    return sorted(finalists, key=lambda finalist: finalist.score)
+    ordered = sorted(finalists, key=lambda finalist: finalist.score)
+    for finalist in ordered:
+        if finalist.fitted and finalist.score <= ordered[0].score + _scatter(finalists):
+            return [finalist, *(other for other in ordered if other is not finalist)]
+    return ordered
+
+
+def _finalist(ledger: Ledger, trial: FrozenTrial, fitted: bool) -> Finalist:
+    runs = [trial, *ledger.confirmations(trial.number)]
+    # A finalist that diverges with another seed is no finalist: its score is infinite.
+    losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
+    hyperparameters = ledger.hyperparameters(trial)
+    return Finalist(number=trial.number, hyperparameters=hyperparameters, losses=losses, fitted=fitted)
+
+
+def _scatter(finalists: list[Finalist]) -> float:
+    """Return the standard error of the difference of two finalists' scores, from all their seeds together."""
+    spreads = [finalist.spread for finalist in finalists if finalist.spread is not None]
+    if not spreads:
+        return 0.0
+    others = max(len(finalist.losses) for finalist in finalists) - 1
+    return math.sqrt(statistics.fmean(spread**2 for spread in spreads) * 2 / others)
+
+
+def _is_proposed(record: Mapping[str, Any]) -> bool:
+    return record["confirms"] is None and not record["fitted"]
 
 
 def _is_at_edge(value: float, low: float, high: float) -> bool:

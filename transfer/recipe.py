@@ -30,18 +30,35 @@ def evidence_notes(
     best_by_decay: Mapping[str, float | None],
     at_edge: Iterable[str],
     space: "SearchSpace | None",
+    fit: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return what a sweep's evidence says besides its losses, a line each: the forms of decay, the ranges' ends."""
+    """Return what a sweep's evidence says besides its losses, a line each.
+
+    The forms of decay, the quadratic through the best trials, the ranges' ends.
+    """
     losses = [
         f"{name} {'none completed' if loss is None else f'{loss:.4f}'}"
         for name, loss in best_by_decay.items()
     ]
     lines = [f"best loss by form of decay, one seed each: {', '.join(losses)}"] if losses else []
+    if fit:
+        lines.append(_fitted(fit))
     for name in at_edge:
         ends = getattr(space, name, None)
         span = "" if ends is None else f" [{ends[0]:g}, {ends[1]:g}]"
         lines.append(f"note: {_SYMBOLS.get(name, name)} is at the edge of its range{span}: widen it")
     return lines
+
+
+def _fitted(fit: Mapping[str, Any]) -> str:
+    """Return what the quadratic through the best trials says."""
+    if fit["problem"] is not None:
+        return f"no fitted minimum: {fit['problem']}; the best finalist is recommended"
+    parts = []
+    for name in ("lr", "weight_decay"):
+        low, high = fit[f"{name}_interval"]
+        parts.append(f"{_SYMBOLS[name]} {fit[name]:.3g} [{low:.3g}, {high:.3g}]")
+    return f"fitted minimum of {fit['trials']} trials, with 95 % intervals: {', '.join(parts)}"
 
 
 class Recipe(Record):
@@ -96,6 +113,8 @@ class Recipe(Record):
             "seed_spread": best.spread,
             "best_by_decay": result.best_by_decay,
             "at_edge": result.at_edge,
+            "fit": result.fit.as_json(),
+            "luckiest": result.luckiest,
             "finalists": [finalist.as_json() for finalist in result.finalists],
             "trials": dict(Counter(record["status"] for record in result.records)),
         }

@@ -17,6 +17,7 @@ from widthwise.search import SearchSpace, SweepConfig, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger, stored_config
+from widthwise.search.sweeping import result_of
 
 STEPS = 60
 
@@ -127,7 +128,7 @@ def test_trials_jsonl_says_how_every_trial_ended(opened: Callable[..., Ledger]) 
     assert ledger.study.get_trials()[2].value == math.inf
     lines = [json.loads(line) for line in (ledger.out / "trials.jsonl").read_text().splitlines()]
     assert lines == ledger.records()
-    common = {"width": 32, "seed": 5, "confirms": None}
+    common = {"width": 32, "seed": 5, "confirms": None, "fitted": False}
     outcomes = [
         {"status": "completed", "loss": 3.25, "tokens": 61440, "seconds": 1.5, "error": None},
         {"status": "stopped", "loss": 4.5, "tokens": 30720, "seconds": 0.75, "error": None},
@@ -253,6 +254,67 @@ def test_a_sweep_killed_while_it_enqueued_confirmations_enqueues_each_once(
     assert {number: [second.seed(one) for one in tried] for number, tried in confirmed.items()} == {
         number: [6, 7] for number in confirmed
     }
+
+
+def quadratic(**fields: Any) -> dict[str, Any]:
+    return {"space": SearchSpace(decay=("l2",)), "sampler": "qmc", "trials": 12, "finalists": 1} | fields
+
+
+def test_the_minimum_of_the_fitted_quadratic_is_tried_with_all_seeds_and_recommended(
+    opened: Callable[..., Ledger],
+) -> None:
+    ledger = opened(**quadratic())
+    play(ledger, 12)
+    fitted, *confirmations = play(ledger, 5)
+    assert (ledger.total, ledger.next(), ledger.is_finished()) == (17, "finished", True)
+    # The losses are a quadratic in (log η, log λ) with its minimum at (0.03, 1).
+    assert (fitted["lr"], fitted["weight_decay"]) == pytest.approx((0.03, 1.0))
+    best = ledger.finalists()[0].number
+    records = ledger.records()
+    assert [(one["seed"], one["confirms"], one["fitted"]) for one in records[12:]] == [
+        (5, None, True),
+        (6, best, False),
+        (7, best, False),
+        (6, 12, False),
+        (7, 12, False),
+    ]
+    assert [one["lr"] for one in confirmations[2:]] == [fitted["lr"]] * 2
+    result = result_of(ledger, "data")
+    assert (result.best.number, result.best.fitted, list(result.best.losses)) == (12, True, [5, 6, 7])
+    assert (result.luckiest, [one.fitted for one in result.finalists]) == (best, [True, False])
+    assert result.best_by_decay == {"l2": records[best]["loss"]}
+
+
+def test_a_fitted_minimum_that_the_seeds_do_not_confirm_is_not_recommended(
+    opened: Callable[..., Ledger],
+) -> None:
+    ledger = opened(**quadratic())
+    play(ledger, 12)
+    for worse in (0.5, 0.0, 0.01, 0.5, 0.51):
+        number, _ = begin(ledger)
+        ledger.finish(number, "completed", {"loss": 2.2 + worse})
+    result = result_of(ledger, "data")
+    assert (result.best.number, [one.fitted for one in result.finalists]) == (result.luckiest, [False, True])
+
+
+def test_a_sweep_killed_while_it_tried_the_fitted_minimum_goes_on(opened: Callable[..., Ledger]) -> None:
+    first = opened(**quadratic())
+    play(first, 12)
+    _, tried = begin(first)
+    first.close()
+    second = opened(**quadratic(), resume=True)
+    number, again = begin(second)
+    assert (number, again) == (12, tried)
+    second.finish(number, "failed", {"error": "the worker died"})
+    assert play(second, 5)[-1]["lr"] == again.lr
+    assert second.is_finished()
+    # More trials make another quadratic.
+    second.close()
+    third = opened(**quadratic(trials=14), resume=True)
+    play(third, 2)
+    assert not third.is_finished()
+    later = begin(third)[1]
+    assert (later.lr, later.weight_decay) == pytest.approx((0.03, 1.0))
 
 
 def test_a_single_seed_confirms_nothing(opened: Callable[..., Ledger]) -> None:

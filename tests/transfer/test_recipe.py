@@ -11,6 +11,7 @@ import pytest
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import SearchSpace, SweepConfig, SweepResult
+from widthwise.search.fitting import Fit
 from widthwise.search.sweeping import Finalist, SeedLosses
 from widthwise.transfer import Recipe
 from widthwise.transfer.commands.sweep import Sweep, as_options, as_toml
@@ -160,6 +161,7 @@ def swept(config: SweepConfig, best: Hyperparameters, records: list[dict[str, An
     return SweepResult(
         config=config,
         finalists=[finalist],
+        fit=Fit(trials=4, problem="4 completed trials, 9 are needed"),
         records=records,
         finished=True,
         seconds=12.34,
@@ -168,19 +170,22 @@ def swept(config: SweepConfig, best: Hyperparameters, records: list[dict[str, An
     )
 
 
-def record(decay: str, loss: float, status: str = "completed", confirms: int | None = None) -> dict[str, Any]:
-    return {"hyperparameters": {"decay": decay}, "loss": loss, "status": status, "confirms": confirms}
+def record(
+    number: int, decay: str, loss: float, status: str = "completed", confirms: int | None = None
+) -> dict[str, Any]:
+    ended = {"status": status, "loss": loss, "confirms": confirms, "fitted": False}
+    return {"number": number, "hyperparameters": {"decay": decay}, **ended}
 
 
 def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() -> None:
     config = SweepConfig(data="python", space=SearchSpace(decay=("huber", "l2", "none")), seed=5)
     tuned = Hyperparameters(lr=0.03, weight_decay=17.0, huber_c=0.76)
     records = [
-        record("l2", 2.3),
-        record("l2", 2.2),
-        record("l2", 1.0, "stopped"),
-        record("huber", 2.0),
-        record("huber", 1.9, confirms=3),
+        record(0, "l2", 2.3),
+        record(1, "l2", 2.2),
+        record(2, "l2", 1.0, "stopped"),
+        record(3, "huber", 2.0),
+        record(4, "huber", 1.9, confirms=3),
     ]
     recipe = Recipe.from_sweep(swept(config, tuned, records))
     evidence, provenance = recipe.evidence or {}, recipe.provenance or {}
@@ -189,6 +194,8 @@ def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() ->
         "loss": 8 / 3,
         "confirmed": 3.0,
         "seed_spread": pytest.approx(0.7637626),
+        "fit": Fit(trials=4, problem="4 completed trials, 9 are needed").as_json(),
+        "luckiest": 3,
         "best_by_decay": {"huber": 2.0, "l2": 2.2, "none": None},
         "at_edge": ["weight_decay", "huber_c"],
         "trials": {"completed": 4, "stopped": 1},

@@ -192,16 +192,21 @@ def show(result: "SweepResult", out: Path, console: "Console") -> None:
     from widthwise.transfer.recipe import evidence_notes
 
     head = ("trial", "η", "λ", "c", "mean", "confirmed", "spread", "seeds")
-    table = Table(*head, title="finalists, best first; confirmed: mean without the seed they were chosen on")
+    table = Table(
+        *head, title="finalists, the recommended first; confirmed: mean without the seed they were chosen on"
+    )
     for finalist in result.finalists:
         tuned = finalist.hyperparameters
         c = f"∞ ({tuned.decay})" if tuned.huber_c is None else f"{tuned.huber_c:.3g}"
         spread = "-" if finalist.spread is None else f"± {finalist.spread:.4f}"
         confirmed = "-" if finalist.confirmed is None else f"{finalist.confirmed:.4f}"
         row = (f"{tuned.lr:.4g}", f"{tuned.weight_decay:.4g}", c, f"{finalist.mean:.4f}", confirmed, spread)
-        table.add_row(str(finalist.number), *row, str(len(finalist.losses)))
+        name = f"{finalist.number} (fitted)" if finalist.fitted else str(finalist.number)
+        table.add_row(name, *row, str(len(finalist.losses)))
     console.print(table)
-    for note in evidence_notes(result.best_by_decay, result.at_edge, result.config.space):
+    for note in evidence_notes(
+        result.best_by_decay, result.at_edge, result.config.space, result.fit.as_json()
+    ):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     recipe = out / "recipe.json"
     console.print(

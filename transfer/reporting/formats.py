@@ -1,5 +1,7 @@
 """What stands in the files of sweeps and target runs, as far as a report shows it."""
 
+from typing import Any
+
 from pydantic import ConfigDict
 
 from widthwise.proxies.validation import Record
@@ -33,6 +35,7 @@ class TrialLine(Line):
     tokens: int = 0
     seconds: float = 0.0
     confirms: int | None = None
+    fitted: bool = False
     error: str | None = None
     curve: tuple[tuple[int, float | None], ...] = ()
 
@@ -41,6 +44,7 @@ class FinalistLine(Line):
     """A setting that was trained with several seeds, as ``widthwise.search.sweeping.SeedLosses`` has it."""
 
     number: int
+    fitted: bool = False
     hyperparameters: Drawn
     losses: dict[str, float | None]
     mean: float | None
@@ -55,6 +59,7 @@ class Evidence(Line):
     seed_spread: float | None = None
     best_by_decay: dict[str, float | None] = {}
     at_edge: tuple[str, ...] = ()
+    fit: dict[str, Any] | None = None
 
 
 class PlanKind(Line):

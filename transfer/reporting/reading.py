@@ -36,8 +36,8 @@ class SweepFolder:
 
     @property
     def proposals(self) -> list[TrialLine]:
-        """The sampler's own trials, without the repetitions of finalists."""
-        return [trial for trial in self.trials if trial.confirms is None]
+        """The sampler's own trials, without the repetitions of finalists and the fitted minimum."""
+        return [trial for trial in self.trials if trial.confirms is None and not trial.fitted]
 
     @property
     def best(self) -> TrialLine | None:

@@ -38,7 +38,7 @@ def _sweep(sweep: SweepFolder, index: int, several: bool) -> Html:
     widths = sorted({trial.width for trial in sweep.trials if trial.width})
     where = f" at width {', '.join(map(str, widths))}" if widths else ""
     again = len(sweep.trials) - len(sweep.proposals)
-    repeats = f", {again} of them finalists with another seed" if again else ""
+    repeats = f", {again} of them to confirm the best" if again else ""
     text = f"{plural(len(sweep.trials), 'trial')}{where}{': ' if endings else ''}{endings}{repeats}.{state}"
     content = [tag("p", text)]
     if sweep.proposals:
@@ -76,7 +76,7 @@ def _finalists(sweep: SweepFolder, index: int) -> list[Html]:
     leading = finalists(sweep)
     rows = [
         (
-            finalist.number,
+            f"{finalist.number} (fitted)" if finalist.fitted else finalist.number,
             finalist.hyperparameters.decay or "–",
             number(finalist.hyperparameters.lr),
             number(finalist.hyperparameters.weight_decay),
@@ -90,12 +90,13 @@ def _finalists(sweep: SweepFolder, index: int) -> list[Html]:
     ]
     text = (
         "The best settings, trained again with other seeds. Confirmed is the mean over these: the seed that a "
-        "setting was chosen on flatters it. Best first by it; the spread is the standard deviation over all seeds."
+        "setting was chosen on flatters it. The recommended one first, then "
+        "by it; the spread is the standard deviation over all seeds."
     )
     head = ("trial", "decay", "η", "λ", "c", "losses (nats per token)", "mean", "confirmed", "spread")
     drawn = [charts.chart(charts.seeds(leading), f"finalists-{index + 1}")]
     evidence, space = sweep.evidence, sweep.config.space if sweep.config else None
-    notes = evidence_notes(evidence.best_by_decay, evidence.at_edge, space)
+    notes = evidence_notes(evidence.best_by_decay, evidence.at_edge, space, evidence.fit)
     said = [tag("p", f"{note[0].upper()}{note[1:]}.") for note in notes]
     return [tag("h3", "Finalists"), tag("p", text), *drawn, table(head, rows), *said]
 
@@ -219,7 +220,7 @@ def _guessed_command(sweep: SweepFolder) -> str:
     first = sweep.proposals[0] if sweep.proposals else None
     options: dict[str, object] = {"width": first and first.width, "trials": len(sweep.proposals)}
     if sweep.evidence.finalists:
-        options["finalists"] = len(sweep.evidence.finalists)
+        options["finalists"] = sum(not finalist.fitted for finalist in sweep.evidence.finalists)
         options["seeds"] = max(len(finalist.losses) for finalist in sweep.evidence.finalists)
     if recipe:
         options["data"] = (recipe.provenance or {}).get("data")

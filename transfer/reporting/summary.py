@@ -30,11 +30,16 @@ def finalists(sweep: SweepFolder) -> list[FinalistLine]:
 
     confirmed = {trial.confirms for trial in sweep.trials}
     found = []
-    for origin in (t for t in sweep.proposals if t.number in confirmed and _ending(t) is not None):
+    for origin in (t for t in sweep.trials if t.number in confirmed and _ending(t) is not None):
         repeats = [trial for trial in sweep.trials if trial.confirms == origin.number]
         endings = {one.seed: _ending(one) for one in (origin, *repeats)}
         losses = SeedLosses(losses={seed: loss for seed, loss in endings.items() if loss is not None})
-        line = FinalistLine(number=origin.number, hyperparameters=origin.hyperparameters, **losses.as_json())
+        line = FinalistLine(
+            number=origin.number,
+            fitted=origin.fitted,
+            hyperparameters=origin.hyperparameters,
+            **losses.as_json(),
+        )
         found.append((losses.score, next(iter(losses.losses.values())), origin.number, line))
     return [line for *_, line in sorted(found, key=lambda one: one[:3])]
 
