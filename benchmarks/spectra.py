@@ -1,9 +1,10 @@
-"""Time AlphaDecay's refresh beside training steps of the same model, in turn.
+"""Time AlphaDecay's refresh and the diagnostics beside training steps of the same model, in turn.
 
     python benchmarks/spectra.py --threads 1 --json result.json
 
-A refresh comes every 500 steps, so its share of the training time is refresh / (500 · step). The batch is
-small, which makes steps cheap and the share an upper bound for larger ones.
+A refresh comes every 500 steps, so its share of the training time is refresh / (500 · step + refresh). Diagnostics
+are taken every 100 steps: one look at the weights, eight sampled steps, and the laws at every step. The batch
+is small, which makes steps cheap and the shares upper bounds for larger ones.
 """
 
 import argparse
@@ -21,10 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from widthwise.kernels import AdamHC
-from widthwise.proxies import GPT, AlphaDecay, GPTConfig
+from widthwise.proxies import GPT, AlphaDecay, GPTConfig, Recorder
+from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES
 
-INTERVAL = AlphaDecay().interval
 CONTEXT = 256
+# How often each comes in how many steps.
+PLACES = {
+    "refresh": (1, AlphaDecay().interval),
+    "refresh, fixed aspect": (1, AlphaDecay().interval),
+    "diagnostics: laws": (100, 100),
+    "diagnostics: sampled step": (SAMPLED_STEPS, 100),
+    "diagnostics: look": (1, 100),
+}
 
 
 def model_of(width: int, depth: int, device: torch.device) -> GPT:
@@ -33,21 +42,25 @@ def model_of(width: int, depth: int, device: torch.device) -> GPT:
 
 
 def measure(model: GPT, device: torch.device, sequences: int, rounds: int) -> dict[str, float]:
-    """Return the median seconds of a training step, and of a refresh in both forms."""
-    optimizer = AdamHC(model.parameters(), lr=1e-3, corrected=True)
+    """Return the median seconds of a training step and of what comes beside it."""
+    optimizer = AdamHC([{"params": list(model.parameters()), "kind": "matrix"}], lr=1e-3, corrected=True)
+    recorder = Recorder(model, optimizer)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(4800, (sequences, CONTEXT + 1), generator=generator).to(device)
 
     def step() -> None:
+        optimizer.zero_grad()
         logits = model(tokens[:, :-1])
         F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
         optimizer.step()
-        optimizer.zero_grad()
 
     work: dict[str, Callable[[], object]] = {
         "step": step,
         "refresh": lambda: AlphaDecay()(0, model, optimizer),
         "refresh, fixed aspect": lambda: AlphaDecay(fixed_aspect=True)(0, model, optimizer),
+        "diagnostics: laws": lambda: recorder.after_step(sample=False),
+        "diagnostics: sampled step": recorder.after_step,
+        "diagnostics: look": lambda: recorder.diagnostics(tokens[:SEQUENCES, :-1]),
     }
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds + 1):
@@ -72,21 +85,24 @@ def _wait(device: torch.device) -> None:
 
 
 def report(seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Add each refresh's share of the training time."""
-    cycle = INTERVAL * seconds["step"]
-    return [
-        {"work": name, "seconds": value, "share": None if name == "step" else value / (cycle + value)}
-        for name, value in seconds.items()
-    ]
+    """Add the share of the training time that each takes."""
+    rows = []
+    for name, value in seconds.items():
+        times, steps = PLACES.get(name, (1, 1))
+        spent = times * value
+        share = None if name == "step" else spent / (steps * seconds["step"] + spent)
+        rows.append({"work": name, "seconds": value, "times": times, "steps": steps, "share": share})
+    return rows
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     table = Table("work", title=title)
     table.add_column("ms", justify="right")
-    table.add_column(f"share, every {INTERVAL} steps", justify="right")
+    table.add_column("times per steps", justify="right")
+    table.add_column("share", justify="right")
     for row in rows:
         share = "" if row["share"] is None else f"{row['share']:.3%}"
-        table.add_row(row["work"], f"{1e3 * row['seconds']:.1f}", share)
+        table.add_row(row["work"], f"{1e3 * row['seconds']:.1f}", f"{row['times']} per {row['steps']}", share)
     Console().print(table)
 
 

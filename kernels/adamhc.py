@@ -1,15 +1,16 @@
 """AdamHC as a `torch.optim.Optimizer`: it keeps the books; `widthwise.kernels.reference` has the formulas."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from widthwise.kernels import backends, cpu, reference, validation
+from widthwise.kernels import backends, cpu, reference, sharding, validation
 from widthwise.kernels.means import WeightMeans
 from widthwise.kernels.reference import Batch, Decay
+from widthwise.kernels.sharding import Shards
 
 Work = list[
     tuple[dict[str, Any], list[Tensor]]
@@ -64,8 +65,8 @@ class AdamHC(Optimizer):
             where it was not computed, that is without `clip_norm` or after a skipped step.
 
     Raises:
-        ValueError: if an argument is outside its range, or a parameter is half precision, complex or sharded,
-            or `backend` cannot be had.
+        ValueError: if an argument is outside its range, or a parameter is half precision, complex or not summed yet
+            (a DTensor with `Partial` placements), or `backend` cannot be had.
     """
 
     # GradScaler then sets grad_scale and found_inf, and unscales nothing itself.
@@ -75,6 +76,8 @@ class AdamHC(Optimizer):
     grad_norm: Tensor | None
     _means: WeightMeans
     _plan: cpu.Plan | None
+    _shards: Shards | None
+    _is_sharded: bool
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class AdamHC(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._is_sharded = self._is_sharded or any(map(sharding.is_sharded, group["params"]))
 
     def set_decay_scale(self, multipliers: Mapping[Tensor, float]) -> None:
         """Multiply λ of single tensors, for AlphaDecay and the like; kept in the state dict.
@@ -148,7 +152,9 @@ class AdamHC(Optimizer):
 
     def remeasure(self) -> None:
         """Measure the weights anew before the next step; needed only after an edit through ``param.data``."""
-        self._means, self._plan = WeightMeans(), None
+        if self._shards is not None:
+            self._shards.settle()
+        self._means, self._plan, self._shards = WeightMeans(), None, None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -168,8 +174,12 @@ class AdamHC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.grad_norm = None
+        shards = self._present_shards()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:
+        if found_inf is not None and (shards.greatest(found_inf) if shards else found_inf).item() != 0:
+            return loss
+        if shards is not None:
+            self.grad_norm = shards.step(self.clip_norm)
             return loss
         plan, rest = self._divide()
         grads = [] if plan is None else plan.gradients()
@@ -181,6 +191,16 @@ class AdamHC(Optimizer):
                 self._step_alike(group, alike, factor)
         return loss
 
+    def trust(self, params: Sequence[Tensor]) -> None:
+        """Take it that the states have the means of the present weights, whoever measured them."""
+        self._means.trust(params)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; of sharded parameters `exp_avg` and `exp_avg_sq` are DTensors, sharded alike."""
+        if self._shards is not None:
+            self._shards.settle()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of AdamHC or `torch.optim.AdamW`; options it does not have stay as they are."""
         options = [{name: group[name] for name in self.defaults} for group in self.param_groups]
@@ -191,6 +211,8 @@ class AdamHC(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Add what copies and pickles need; not the means' book, so that a copy measures its own weights."""
+        if self._shards is not None:
+            self._shards.settle()
         return {**super().__getstate__(), "clip_norm": self.clip_norm, "backend": self.backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -201,11 +223,22 @@ class AdamHC(Optimizer):
             self.backend = backends.resolve("auto", self._params())
 
     def _begin_books(self) -> None:
-        self.grad_norm = None
+        self.grad_norm, self._shards = None, None
+        self._is_sharded = any(map(sharding.is_sharded, self._params()))
         self.remeasure()
 
     def _params(self) -> Iterator[Tensor]:
-        return (param for group in self.param_groups for param in group["params"])
+        return (param for group in getattr(self, "param_groups", ()) for param in group["params"])
+
+    def _present_shards(self) -> Shards | None:
+        """Return what does the steps of sharded parameters; None where there are none."""
+        if not self._is_sharded:
+            return None
+        if self._shards is None or not self._shards.fits():
+            self.remeasure()
+            backend: Any = self.backend
+            self._shards = Shards(self, lambda groups: type(self)(groups, backend=backend))
+        return self._shards
 
     def _divide(self) -> tuple[cpu.Plan | None, Work]:
         """Return the plan for parameters that fit the CPU back end, and what is left to the reference."""

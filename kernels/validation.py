@@ -38,10 +38,10 @@ def check_clip_norm(clip_norm: float | None) -> None:
 def check_parameter(param: Tensor) -> None:
     """Refuse a parameter that this version cannot update without loss."""
     shape = tuple(param.shape)
-    # Duck-typed, because importing DTensor costs a second that most users need not spend.
-    if hasattr(param, "device_mesh") and hasattr(param, "placements"):
+    placements = getattr(param, "placements", ())  # a DTensor's
+    if any(placement.is_partial() for placement in placements):
         raise ValueError(
-            f"params: must not be sharded (DTensor) in this version, got a DTensor of shape {shape}"
+            f"params: must not be partial sums, got a DTensor of shape {shape} and placements {placements}"
         )
     if param.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(

@@ -6,10 +6,12 @@ from widthwise.proxies._lazy import exported
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, KindSettings
 
 if TYPE_CHECKING:
+    from widthwise.proxies.coordinates import Coordinates
     from widthwise.proxies.data import Tokens, open_tokens
     from widthwise.proxies.model import GPT
     from widthwise.proxies.module_decay import AWD, AdaDecay, AlphaDecay
-    from widthwise.proxies.outcome import RunOptions, TrainResult
+    from widthwise.proxies.outcome import Diagnostics, RunOptions, TrainResult
+    from widthwise.proxies.recorder import Recorder
     from widthwise.proxies.shapes import ParameterTable, parameter_groups, parameter_table
     from widthwise.proxies.training import train
 
@@ -18,11 +20,14 @@ __all__ = [
     "GPT",
     "AdaDecay",
     "AlphaDecay",
+    "Coordinates",
+    "Diagnostics",
     "GPTConfig",
     "Horizon",
     "Hyperparameters",
     "KindSettings",
     "ParameterTable",
+    "Recorder",
     "RunOptions",
     "Tokens",
     "TrainResult",
@@ -35,10 +40,12 @@ __all__ = [
 __getattr__, __dir__ = exported(
     __name__,
     {
+        "coordinates": "Coordinates",
         "data": "Tokens open_tokens",
         "model": "GPT",
         "module_decay": "AWD AdaDecay AlphaDecay",
-        "outcome": "RunOptions TrainResult",
+        "outcome": "Diagnostics RunOptions TrainResult",
+        "recorder": "Recorder",
         "shapes": "ParameterTable parameter_groups parameter_table",
         "training": "train",
     },

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from widthwise.proxies.config import Kind
+
 Status = Literal["completed", "stopped", "diverged"]
 
 
@@ -23,6 +25,9 @@ class RunOptions:
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         rank: this worker's place among `world_size`.
         world_size: workers that share every batch; the model is then wrapped in DDP by the caller.
+        diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that
+            `parameter_groups` made.
+        coordinates: whether the first ten steps measure `TrainResult.coordinates`.
     """
 
     seed: int = 0
@@ -35,6 +40,71 @@ class RunOptions:
     checkpoint_every: int | None = None
     rank: int = 0
     world_size: int = 1
+    diagnostics: bool = False
+    coordinates: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterDiagnostics:
+    """One parameter at one evaluation; None where a quantity does not exist or is not finite.
+
+    `widthwise.proxies.diagnostics` has the definitions and their sources. The ratios are means over the
+    steps before the evaluation that were sampled, eight at most.
+
+    Attributes:
+        kind: matrix, embedding, readout, gain or bias.
+        size: number of elements.
+        rms: root mean square of the weights.
+        rms_law: what it would be, had every gradient been noise.
+        update_ratio: ‖ηu‖/‖θ‖, the step without the decay.
+        update_ratio_law: what it would be, had every gradient been noise.
+        gradient_to_weight: ‖g‖/‖θ‖, before clipping.
+        top_singular_value: of the weight as a matrix (rows, all else); None for vectors. Exact where a side
+            is short, otherwise by power iteration, from below.
+        gain: rms(Wx)/rms(x) on validation tokens; None where no `nn.Linear` holds the parameter.
+        kappa: κ̂, the share of the weight decay that clipping leaves; None where the parameter does not decay.
+    """
+
+    kind: Kind
+    size: int
+    rms: float | None
+    rms_law: float | None
+    update_ratio: float | None
+    update_ratio_law: float | None
+    gradient_to_weight: float | None
+    top_singular_value: float | None
+    gain: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindDiagnostics:
+    """Means over a kind's parameters, weighted by their sizes, of those that have the quantity.
+
+    `rms_ratio` is the mean of measured ÷ law, and so is `update_ratio_over_law`; the other fields are as in
+    `ParameterDiagnostics`.
+    """
+
+    rms: float | None
+    rms_ratio: float | None
+    update_ratio: float | None
+    update_ratio_over_law: float | None
+    gradient_to_weight: float | None
+    top_singular_value: float | None
+    gain: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """What `RunOptions.diagnostics` measures at an evaluation, by parameter name and by kind.
+
+    `gradient_norm` is that of the whole model, before clipping, a mean as the ratios are.
+    """
+
+    parameters: dict[str, ParameterDiagnostics]
+    kinds: dict[Kind, KindDiagnostics]
+    gradient_norm: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +125,7 @@ class Metrics:
     seconds: float
     tokens_per_second: float
     flops: float | None = None
+    diagnostics: Diagnostics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +133,8 @@ class TrainResult:
     """How a run ended; `loss` is the last validation loss, infinite where the run diverged.
 
     `parameters` counts the model's parameters; `flops` is as in `Metrics`, over the whole run.
+    `coordinates` are layer name → rms of the change of its output on fixed tokens, after step 1 to 10;
+    None unless `RunOptions.coordinates`.
     """
 
     status: Status
@@ -72,8 +145,9 @@ class TrainResult:
     parameters: int
     flops: float | None
     history: list[Metrics] = field(default_factory=list)
+    coordinates: dict[str, list[float]] | None = None
 
 
-def finite(loss: float | None) -> float | None:
-    """Return a loss as JSON can say it: None where there is none, or where the run diverged."""
-    return loss if loss is not None and math.isfinite(loss) else None
+def finite(value: float | None) -> float | None:
+    """Return a loss or another value as JSON can say it: None where there is none, or where the run diverged."""
+    return value if value is not None and math.isfinite(value) else None

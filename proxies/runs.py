@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from widthwise.kernels import AdamHC
+from widthwise.proxies.building import OwnModel
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
@@ -30,6 +31,7 @@ class RunSpec(Record):
         settings: peak learning rate, weight decay and ε per parameter kind, at the model's width.
         data: source of the tokens.
         module_decay: how λ is shared out among modules; None is evenly.
+        own: a model in the GPT's place, with its own settings; of `model`, width, context and vocabulary hold.
     """
 
     model: GPTConfig
@@ -39,6 +41,7 @@ class RunSpec(Record):
     settings: dict[Kind, KindSettings]
     data: str
     module_decay: ModuleDecay | None = None
+    own: OwnModel | None = None
 
 
 def base_settings(hyperparameters: Hyperparameters) -> dict[Kind, KindSettings]:
@@ -55,11 +58,7 @@ def run(
 
     With several workers the process group must exist; the model is then wrapped in DDP.
     """
-    model: nn.Module = GPT(spec.model, seed=options.seed).to(options.device)
-    table = parameter_table(
-        lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
-    )
-    groups = parameter_groups(model, table, lambda entry: spec.settings[entry.kind], spec.hyperparameters)
+    model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
     optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
     if options.world_size > 1:
         model = DistributedDataParallel(model)
@@ -73,6 +72,24 @@ def run(
         on_metrics=on_metrics,
         before_step=spec.module_decay,
     )
+
+
+def _gpt(spec: RunSpec, options: RunOptions) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Return the GPT on its device, and its optimizer's groups."""
+    model = GPT(spec.model, seed=options.seed).to(options.device)
+    table = parameter_table(
+        lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
+    )
+    return model, parameter_groups(
+        model, table, lambda entry: spec.settings[entry.kind], spec.hyperparameters
+    )
+
+
+def _own(spec: RunSpec, own: OwnModel, options: RunOptions) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Return the user's model on its device, and its optimizer's groups."""
+    model = own.module(spec.model.width, options.seed).to(options.device)
+    table = own.table(spec.model.width, spec.base_width)
+    return model, parameter_groups(model, table, own.settings, spec.hyperparameters)
 
 
 def device_options() -> dict[str, Any]:

@@ -135,7 +135,8 @@ def parameter_groups(
         hyperparameters: what does not depend on the row; ``corrected`` holds for normalised parameters.
 
     Returns:
-        Groups for `AdamHC` with all its options but ``clip_norm``, which is not a group's; each has a ``name``.
+        Groups for `AdamHC` with all its options but ``clip_norm``, which is not a group's; each has a ``name``
+        and a ``kind``.
 
     Raises:
         ConfigError: where the model and the table do not have the same names, or wrappers' prefixes are all
@@ -164,6 +165,7 @@ def parameter_groups(
 def _group(entry: ParameterEntry, settings: KindSettings, tuned: Hyperparameters) -> dict[str, Any]:
     return {
         "name": f"{entry.kind} x{entry.width_multiplier:g}",
+        "kind": entry.kind,
         "params": [],
         "lr": settings.lr,
         "max_lr": settings.lr,

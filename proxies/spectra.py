@@ -127,7 +127,7 @@ def assigned(
     if assign == "sigmoid":
         blocks: dict[str | None, dict[str, float]] = {}
         for name, score in scores.items():
-            blocks.setdefault(_block(name), {})[name] = score
+            blocks.setdefault(block_name(name), {})[name] = score
         standard = [_standardised(block) for block in blocks.values()]
         return {name: 2 * _logistic(4 * z) for block in standard for name, z in block.items()}
     if _equal(scores):
@@ -196,7 +196,7 @@ def _hill(values: Tensor) -> Tensor:
 def _tuned(weights: Mapping[str, Tensor], fixed_aspect: bool) -> list[str]:
     """Return the names of the weights that have a say and get one; see `decay_scales`."""
     matrices = [name for name, weight in weights.items() if weight.ndim >= 2 and weight.numel() > 0]
-    in_blocks = [name for name in matrices if _block(name) is not None]
+    in_blocks = [name for name in matrices if block_name(name) is not None]
     return [name for name in in_blocks or matrices if _count(weights[name], fixed_aspect) >= FEWEST]
 
 
@@ -207,7 +207,7 @@ def _count(weight: Tensor, fixed_aspect: bool) -> int:
     return kernel * short * (math.ceil(long / short) if fixed_aspect else 1)
 
 
-def _block(name: str) -> str | None:
+def block_name(name: str) -> str | None:
     """Return the name up to its first part that is a number; None where there is none."""
     found = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", name)
     return None if found is None else found[0]

@@ -14,11 +14,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from widthwise.proxies.checkpoint import load_checkpoint, save_checkpoint
 from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
+from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES, Observers
 from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
@@ -57,7 +59,8 @@ def train(
             keeps for later steps belongs into the optimizer's state, or a resumed run will differ.
 
     Raises:
-        ConfigError: where the batch, the data or the checkpoint does not fit.
+        ConfigError: where the batch, the data or the checkpoint does not fit, or diagnostics are asked of
+            another optimizer than AdamHC over groups that `parameter_groups` made.
     """
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
@@ -113,6 +116,7 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
+        self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
     def advance(self, before_step: BeforeStep | None = None) -> None:
@@ -132,6 +136,7 @@ class _Run:
         if before_step is not None:
             before_step(self.step, self.bare_model, self.optimizer)
         self.optimizer.step()
+        self.observers.after_step(sample=self._evaluation_is_near(self.step + 1, SAMPLED_STEPS))
         self.optimizer.zero_grad(set_to_none=True)
         self.last_loss = loss.detach()
         self.loss_sum += self.last_loss
@@ -153,8 +158,12 @@ class _Run:
         return not all(loss <= DIVERGED_AT * self.first_loss for loss in losses)
 
     def evaluation_is_due(self) -> bool:
-        count, steps = self.options.evaluations, self.horizon.steps
-        return self.step * count // steps > (self.step - 1) * count // steps
+        return self._evaluation_is_near(self.step, 1)
+
+    def _evaluation_is_near(self, step: int, steps: int) -> bool:
+        """Tell whether there is an evaluation after `step` or one of the following ``steps - 1``."""
+        count, last = self.options.evaluations, self.horizon.steps
+        return min(step + steps - 1, last) * count // last > (step - 1) * count // last
 
     def checkpoint_is_due(self) -> bool:
         every = self.options.checkpoint_every
@@ -181,6 +190,7 @@ class _Run:
             seconds=self._clock(),
             tokens_per_second=done / self._clock(),
             flops=self._flops(),
+            diagnostics=self.observers.diagnostics(),
         )
         self.history.append(metrics)
         return metrics
@@ -198,6 +208,7 @@ class _Run:
             parameters=sum(parameter.numel() for parameter in self.bare_model.parameters()),
             flops=self._flops(),
             history=self.history,
+            coordinates=self.observers.deltas(),
         )
 
     def save(self) -> None:
@@ -217,6 +228,7 @@ class _Run:
             "loss_sum": loss_sum,
             "loss_count": loss_count,
             "history": [asdict(metrics) for metrics in self.history],
+            "observers": self.observers.state_dict(),
         }
         save_checkpoint(path, state)
 
@@ -240,7 +252,8 @@ class _Run:
             # The sum is over all workers: one of them goes on with it.
             self.loss_sum += state["loss_sum"]
             self.loss_count = state["loss_count"]
-        self.history = [Metrics(**metrics) for metrics in state["history"]]
+        self.history = TypeAdapter(list[Metrics]).validate_python(state["history"])
+        self.observers.load_state_dict(state.get("observers", {}))
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with the run that resumes from it."""
@@ -271,6 +284,12 @@ class _Run:
                 count += len(x)
         self.bare_model.train()
         return self._mean(total, count)
+
+    def _observed_tokens(self) -> Tensor:
+        """Return some validation tokens, the same ones at every evaluation and on every worker."""
+        size = min(self.batch_size, SEQUENCES)
+        tokens, _ = next(self.tokens.validation_batches(1, batch_size=size, context=self.context))
+        return tokens.to(self.device)
 
     def _mean(self, total: Tensor, count: float) -> float:
         """Return Σtotal / Σcount over all workers."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -21,7 +21,9 @@ ANSWER_SECONDS = 8
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+def ray_session(
+    address: str | None = None, *, cpus: int | None = None, modules: Sequence[str] = ()
+) -> Iterator[Any]:
     """Connect to the cluster at `address`, or start a local Ray on the loopback interface; yields ``ray``.
 
     The local Ray is protected by a token of its own, writes nothing under the home directory, prints
@@ -31,6 +33,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     Args:
         address: ``host:port`` or ``auto``, where `require_ray` found one; None starts a local Ray.
         cpus: logical cores of a local Ray; None takes the machine's.
+        modules: packages and Python files here that the workers shall be able to import.
     """
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
     with (
@@ -41,6 +44,8 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
 
         if address is None:
             local["_temp_dir"] = folder
+        if modules:
+            local["runtime_env"] = {"py_modules": list(modules)}
 
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -42,6 +42,9 @@ def run(code: str, folder: Path) -> str:
                 "AlphaDecay",
                 "AWD",
                 "AdaDecay",
+                "Coordinates",
+                "Diagnostics",
+                "Recorder",
             },
         ),
         ("search", {"SearchSpace", "SweepConfig", "sweep"}),
@@ -117,7 +120,8 @@ def copy(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/own-model.md", "docs/concepts.md", "docs/module-decay.md"]
+    "page",
+    ["README.md", "docs/own-model.md", "docs/concepts.md", "docs/module-decay.md", "docs/diagnostics.md"],
 )
 def test_the_examples_of_the_documentation_run(page: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))

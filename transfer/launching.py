@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
+from widthwise.proxies.building import OwnModel
 from widthwise.proxies.config import Seed
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
@@ -26,6 +28,7 @@ from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, Record, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
+from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 
 # Times that Ray Train starts the workers again after one died.
@@ -43,7 +46,10 @@ class LaunchOptions(Record):
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
+        diagnostics: whether every evaluation measures `Diagnostics`, for ``metrics.jsonl``.
         module_decay: how λ is shared out among modules; None is evenly.
+        model: ``MODULE:FUNCTION`` that returns a model from tokens to logits of a given width, in place of the
+            recipe's GPT; the module may lie in the current folder.
     """
 
     data: str = "python"
@@ -53,7 +59,9 @@ class LaunchOptions(Record):
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
+    diagnostics: bool = False
     module_decay: ModuleDecay | None = None
+    model: str | None = None
 
 
 def launch(
@@ -87,23 +95,32 @@ def launch(
     options = options or LaunchOptions()
     out = out.resolve()
     _require_fitting(plan, options)
+    own = own_model(plan, options.model) if options.model else None
     options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
+    if own is not None:
+        document["own_model"] = identity(own)
     _require_folder(out, document, resume=resume)
     if (out / "result.json").exists():
         return read_json(out / "result.json", "a result")
+    if own is not None and show_progress:
+        print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         locked(out),
         following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress),
-        ray_session(address, cpus=max(_cores(), options.workers)) as ray,
+        ray_session(
+            address,
+            cpus=max(_cores(), options.workers),
+            modules=sources(own) if own and address is not None else (),
+        ) as ray,
         _interruptible(),
     ):
         resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
-        _train(plan, out, options, resources)
+        _train(_spec(plan, options, own), plan.rule, out, options, resources)
     return read_json(out / "result.json", "a result")
 
 
@@ -113,14 +130,20 @@ _DECIDING = {"data", "seed", "module_decay"}
 
 def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
-    sequences = plan.horizon.sequences(plan.model.context)
-    if sequences % options.workers:
-        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    sequences = require_division(plan, options)
     if isinstance(options.module_decay, AdaDecay):
         tuned = plan.recipe.hyperparameters
         options.module_decay.require(tuned.decay, tuned.threshold)
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
+
+
+def require_division(plan: Plan, options: LaunchOptions) -> int:
+    """Return the sequences of a batch, which the workers must share evenly."""
+    sequences = plan.horizon.sequences(plan.model.context)
+    if sequences % options.workers:
+        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    return sequences
 
 
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
@@ -137,7 +160,7 @@ def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> Non
     if not resume and (out / "recipe.json").exists():
         raise ConfigError(f"out: {out} holds a recipe already; name another folder")
     if resume and read_json(path, "a plan") != json.loads(json.dumps(document)):
-        raise ConfigError(f"out: {out} holds a run with another plan, data or seed; see {path}")
+        raise ConfigError(f"out: {out} holds a run with another plan, model, data or seed; see {path}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,7 +184,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _train(plan: Plan, out: Path, options: LaunchOptions, resources: dict[str, int]) -> None:
+def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resources: dict[str, int]) -> None:
     """Run Ray Train until the run has ended, well or badly."""
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -170,11 +193,11 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, resources: dict[str, i
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            "spec": _spec(plan, options).model_dump_json(),
+            "spec": spec.model_dump_json(),
             "out": str(out),
             "options": options.model_dump(include=_RUN_OPTIONS),
             "threads": resources["CPU"],
-            "outcome": {"rule": plan.rule, "width": plan.model.width},
+            "outcome": {"rule": rule, "width": spec.model.width},
         },
         scaling_config=train.ScalingConfig(
             num_workers=options.workers,
@@ -193,10 +216,10 @@ def _train(plan: Plan, out: Path, options: LaunchOptions, resources: dict[str, i
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-_RUN_OPTIONS = {"seed", "compile", "evaluations", "validation_batches", "checkpoint_every"}
+_RUN_OPTIONS = {"seed", "compile", "diagnostics", "evaluations", "validation_batches", "checkpoint_every"}
 
 
-def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
+def _spec(plan: Plan, options: LaunchOptions, own: OwnModel | None = None) -> RunSpec:
     return RunSpec(
         model=plan.model,
         base_width=plan.recipe.proxy.width,
@@ -205,6 +228,7 @@ def _spec(plan: Plan, options: LaunchOptions) -> RunSpec:
         settings={kind: plan.settings(kind) for kind in plan.kinds},
         data=options.data,
         module_decay=options.module_decay,
+        own=own,
     )
 
 
@@ -224,7 +248,9 @@ def _cause(error: Exception) -> str:
     """Return the first worker's own complaint, without Ray's traceback around it."""
     failures = getattr(error, "worker_failures", {})
     cause = next(iter(failures.values()), error)
-    return str(cause).strip().rpartition("\n")[2]
+    told = str(cause).strip().rpartition("\n")[2]
+    ours = isinstance(cause, ConfigError | RunError) or type(cause).__module__.startswith("ray.")
+    return told if ours else f"{type(cause).__name__}: {told}"
 
 
 def train_worker(config: dict[str, Any]) -> None:

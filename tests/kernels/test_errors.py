@@ -2,15 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, distribute_tensor
 
 from widthwise.kernels import AdamHC
 
@@ -91,23 +87,6 @@ def test_complex_parameters() -> None:
     text = "params: must be float32 or float64, got torch.complex64 of shape (2,)"
     with refusal(text):
         AdamHC([torch.ones(2, dtype=torch.complex64, requires_grad=True)])
-
-
-@pytest.fixture
-def lone_process(tmp_path: Any) -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("lone_process")
-def test_sharded_parameters() -> None:
-    sharded = distribute_tensor(
-        torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Replicate()]
-    ).requires_grad_()
-    text = "params: must not be sharded (DTensor) in this version, got a DTensor of shape (4, 2)"
-    with refusal(text):
-        AdamHC([sharded])
 
 
 def weights_and_optimizer(**options: Any) -> tuple[Tensor, AdamHC]:

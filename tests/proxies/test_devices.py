@@ -19,7 +19,7 @@ SPEC = RunSpec(
 
 
 def loss(**options: object) -> float:
-    return run(SPEC, RunOptions(evaluations=2, validation_batches=2, **options)).loss
+    return run(SPEC, RunOptions(evaluations=2, validation_batches=2, diagnostics=True, **options)).loss
 
 
 @pytest.mark.slow

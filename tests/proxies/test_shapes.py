@@ -462,11 +462,11 @@ def test_every_parameter_is_in_one_group_of_its_kind_and_multiplier(
     shared = {"betas": (0.8, 0.9), "decay": "huber", "huber_c": 2.0, "threshold": "mean"}
     vector = {**shared, "lr": 0.025, "max_lr": 0.025, "weight_decay": 0.0, "eps": 1e-8, "corrected": False}
     assert groups == [
-        {**vector, "name": "embedding x4"},
-        {**vector, "name": "matrix x4", "weight_decay": 0.5, "corrected": True},
-        {**vector, "name": "bias x4"},
-        {**vector, "name": "readout x4"},
-        {**vector, "name": "bias x1", "lr": 0.1, "max_lr": 0.1},
+        {**vector, "name": "embedding x4", "kind": "embedding"},
+        {**vector, "name": "matrix x4", "kind": "matrix", "weight_decay": 0.5, "corrected": True},
+        {**vector, "name": "bias x4", "kind": "bias"},
+        {**vector, "name": "readout x4", "kind": "readout"},
+        {**vector, "name": "bias x1", "kind": "bias", "lr": 0.1, "max_lr": 0.1},
     ]
 
 

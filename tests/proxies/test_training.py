@@ -189,6 +189,10 @@ def test_two_workers_share_every_batch_and_learn_what_one_learns(tmp_path: Path)
             for name in ("step", "tokens", "loss", "train_loss", "grad_norm"):
                 expected = [getattr(metrics, name) for metrics in mine]
                 assert [metrics[name] for metrics in theirs] == pytest.approx(expected, abs=1e-5)
+            for one, other in zip(mine, theirs, strict=True):
+                assert one.diagnostics is not None
+                expected = one.diagnostics.gradient_norm
+                assert other["diagnostics"]["gradient_norm"] == pytest.approx(expected, rel=1e-4)
 
 
 def worker(rank: str, rendezvous: str) -> None:
@@ -212,7 +216,10 @@ def worker(rank: str, rendezvous: str) -> None:
 
 
 def sharing(**workers: int) -> list[RunOptions]:
-    return [RunOptions(evaluations=4, validation_batches=count, **workers) for count in VALIDATION_BATCHES]
+    return [
+        RunOptions(evaluations=4, validation_batches=count, diagnostics=True, **workers)
+        for count in VALIDATION_BATCHES
+    ]
 
 
 def test_workers_must_divide_the_batch() -> None:

@@ -135,8 +135,8 @@ def test_module_decay_reaches_the_run(
     specs: list[RunSpec] = []
     result = {"status": "diverged", "steps": 0}
 
-    def train(plan: Plan, out: Path, options: LaunchOptions, _: object) -> None:
-        specs.append(launching._spec(plan, options))
+    def train(spec: RunSpec, _: str, out: Path, *__: object) -> None:
+        specs.append(spec)
         write_json(out / "result.json", result)
 
     monkeypatch.setattr(launching, "_train", train)
@@ -148,7 +148,7 @@ def test_module_decay_reaches_the_run(
     assert exit_status(*command, "--resume", *given.split()) == 1
     capsys.readouterr()
     assert exit_status(*command, "--resume") == 2
-    message = f"out: {tmp_path / 'target'} holds a run with another plan, data or seed; see "
+    message = f"out: {tmp_path / 'target'} holds a run with another plan, model, data or seed; see "
     assert capsys.readouterr().err.startswith(f"widthwise: error: {message}")
 
 

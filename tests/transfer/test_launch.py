@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(recipe: Path, text: Path) -> list[object]:
-    return ["launch", recipe, "--width", WIDTH, "--data", text, "--evaluations", EVALUATIONS]
+    options = ["--width", WIDTH, "--data", text, "--evaluations", EVALUATIONS, "--diagnostics"]
+    return ["launch", recipe, *options]
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -99,6 +100,8 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
     }
     assert last["seconds"] <= result["seconds"]
     assert last["loss"] < metrics[0]["loss"] < 5.6
+    assert list(last["diagnostics"]["kinds"]) == ["matrix", "embedding", "readout"]
+    assert last["diagnostics"]["gradient_norm"] == pytest.approx(last["grad_norm"], rel=0.5)
 
 
 def test_a_finished_run_is_not_repeated(
@@ -124,7 +127,7 @@ def test_a_finished_run_is_not_repeated(
     choice = "add --resume to go on with it, or name another folder"
     assert again() == (2, "", f"{holds} a target run already; {choice}\n")
     for other in (["--rule", "sp"], ["--seed", 1], ["--tokens", 10240]):
-        told = f"{holds} a run with another plan, data or seed; see {undisturbed}/plan.json\n"
+        told = f"{holds} a run with another plan, model, data or seed; see {undisturbed}/plan.json\n"
         assert again("--resume", *other) == (2, "", told)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
 

@@ -6,36 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional
-
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.listing import words
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.target import Target
 
 if TYPE_CHECKING:
+    from widthwise.transfer.launching import LaunchOptions
+    from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
+
+_DRY = ("verbose", "nodes", "tflops_per_worker", "tokens_per_second")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(Target):
     """Train the wide model with a recipe's hyperparameters, scaled by a rule."""
 
-    recipe: Positional[Path]
-    """Recipe file, as `widthwise sweep` writes it."""
-    width: int
-    """Width of the target, a multiple of the recipe's head_dim * group_size."""
-    depth: Option[int] = None
-    """Blocks of the target; the proxy's if not given."""
-    batch_tokens: Option[int] = None
-    """Tokens per optimizer step, over all workers; the recipe's if not given."""
-    tokens: Option[int] = None
-    """Tokens in all; the recipe's if not given."""
-    rule: str = "fan-sqrt"
-    """Scaling rule, as for `widthwise scale`."""
-    horizon_rule: str = "none"
-    """Horizon rule, as for `widthwise scale`."""
-    decay_kinds: Option[str] = None
-    """Kinds that decay, as for `widthwise scale`; the rule's if not given."""
+    model: Option[str] = None
+    """Your own model in place of the recipe's GPT: MODULE:FUNCTION that returns, for a width, an nn.Module from
+    tokens to logits; the module may lie in the current folder."""
     data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
@@ -51,6 +40,8 @@ class Launch:
     """Seed of initialisation and batches."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    diagnostics: bool = False
+    """Measure norms against the laws of weight decay, spectra and gains at every evaluation."""
     module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
     """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
     assign: Option[Literal["linear", "sqrt", "log2", "sigmoid"]] = None
@@ -65,28 +56,66 @@ class Launch:
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
     """Go on from the checkpoint in the folder."""
+    dry_run: bool = False
+    """Print what the run would be and cost (values, memory, FLOPs, time), and stop."""
+    verbose: bool = False
+    """With --dry-run: every parameter's row too."""
+    nodes: int = 1
+    """With --dry-run: machines that the workers are spread over."""
+    tflops_per_worker: Option[float] = None
+    """With --dry-run: model TFLOP/s of a worker, a GPU's peak times the utilisation expected."""
+    tokens_per_second: Option[float] = None
+    """With --dry-run: tokens/s of all workers together."""
     json: bool = False
-    """Print result.json's document."""
+    """Print result.json's document, or the dry run's."""
 
     def run(self) -> int:
         """Train and print the outcome; status 1 where the run diverged."""
-        from widthwise.transfer.launching import LaunchOptions, launch
         from widthwise.transfer.recipe import Recipe
 
         recipe = Recipe.load(self.recipe)
-        plan = recipe.at(
-            width=self.width,
-            depth=self.depth,
-            batch_tokens=self.batch_tokens,
-            tokens=self.tokens,
-            rule=self.rule,
-            horizon_rule=self.horizon_rule,
-            decay_kinds=words(self.decay_kinds),
-        )
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile")
+        plan = self.plan(recipe)
+        if self.dry_run:
+            return self._on_paper(plan)
+        self._require_training()
+        return self._train(plan, self._data(recipe))
+
+    def _options(self, **given: Any) -> "LaunchOptions":
+        from widthwise.transfer.launching import LaunchOptions
+
+        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "diagnostics", "model")
         settings = {name: getattr(self, name) for name in names}
-        module_decay, data = self._module_decay(), self._data(recipe)
-        options = LaunchOptions.parse({**settings, "data": data, "module_decay": module_decay})
+        return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
+
+    def _require_training(self) -> None:
+        """Refuse the options of a dry run."""
+        for name in _DRY:
+            if getattr(self, name) != getattr(Launch, name):
+                raise ConfigError(f"{name}: needs --dry-run")
+
+    def _on_paper(self, plan: "Plan") -> int:
+        from rich.console import Console
+
+        from widthwise.transfer.dry_run import Throughput, dry_run
+
+        speed = Throughput(tflops_per_worker=self.tflops_per_worker, tokens_per_second=self.tokens_per_second)
+        found = dry_run(plan, self._options(), nodes=self.nodes, throughput=speed)
+        if self.json:
+            print(json.dumps(found.as_json(), indent=2))
+            return 0
+        console = Console()
+        console.print(plan.table())
+        if self.verbose:
+            console.print(found.parameters())
+        console.print(found.costs())
+        for note in [*plan.notes(), *found.notes()]:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+        return 0
+
+    def _train(self, plan: "Plan", data: str) -> int:
+        from widthwise.transfer.launching import launch
+
+        options = self._options(data=data)
         try:
             result = launch(plan, self.out, options, resume=self.resume, address=self.address)
         except KeyboardInterrupt:

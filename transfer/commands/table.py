@@ -1,15 +1,13 @@
 """``widthwise table``: every parameter's kind and width multiplier, of a model in the current folder."""
 
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from typing import Any
+from pathlib import Path
 
 from tyro.conf import Positional
 
-from widthwise.proxies.validation import ConfigError, nearest
+from widthwise.proxies.validation import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +25,7 @@ class Table:
 
     def run(self) -> int:
         """Print the table on standard output."""
+        from widthwise.proxies.building import find_build
         from widthwise.proxies.shapes import parameter_table
 
         for name in ("width", "base_width"):
@@ -34,7 +33,7 @@ class Table:
                 raise ConfigError(f"{name}: must be >= 1, got {getattr(self, name)}")
         # Standard output is for the table alone, whatever the user's module prints.
         with redirect_stdout(sys.stderr):
-            build = _guarded(_found(self.build))
+            build = find_build(self.build, Path.cwd())
             table = parameter_table(build, width=self.width, base_width=self.base_width)
         if self.json:
             from json import dumps
@@ -45,35 +44,3 @@ class Table:
 
         Console().print(table.table())
         return 0
-
-
-def _guarded(build: Callable[[int], Any]) -> Callable[[int], Any]:
-    """Return `build` with its errors as a user's in one line."""
-    from torch import nn
-
-    def guarded(width: int) -> nn.Module:
-        try:
-            model = build(width)
-        except Exception as error:
-            raise ConfigError(f"build: failed at width {width}: {type(error).__name__}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"build: must return a torch.nn.Module, got {model!r}")
-        return model
-
-    return guarded
-
-
-def _found(build: str) -> Callable[[int], Any]:
-    module, colon, name = build.partition(":")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise ConfigError(f"build: must be MODULE:FUNCTION, got {build!r}")
-    sys.path.insert(0, "")  # the current folder, which an installed command does not search
-    try:
-        home = import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"build: no module {error.name!r} for {build!r}") from None
-    if not callable(function := getattr(home, name, None)):
-        near = nearest(name, [one for one in vars(home) if callable(getattr(home, one))])
-        raise ConfigError(f"build: module {module!r} has no function {name!r}{near}")
-    found: Callable[[int], Any] = function
-    return found

@@ -1,0 +1,102 @@
+"""A model of the user's own: found by name, built at any width, its code's errors in one line."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from widthwise.proxies.config import Kind, KindSettings
+from widthwise.proxies.shapes import ParameterEntry, ParameterTable
+from widthwise.proxies.validation import ConfigError, Record, nearest
+
+Build = Callable[[int], nn.Module]
+
+
+class OwnParameter(KindSettings):
+    """A parameter of a user's model: its row in the parameter table, and the peak η, λ and ε planned for it."""
+
+    kind: Kind
+    width_multiplier: float
+    normalised: bool
+
+    @property
+    def entry(self) -> ParameterEntry:
+        """The parameter table's row."""
+        return ParameterEntry(
+            kind=self.kind, width_multiplier=self.width_multiplier, normalised=self.normalised
+        )
+
+
+class OwnModel(Record):
+    """A user's model as it travels to workers.
+
+    Attributes:
+        build: ``MODULE:FUNCTION``; the function returns the model of a given width.
+        folder: where the module is looked for before the places that Python knows, if it exists there.
+        parameters: by name.
+    """
+
+    build: str
+    folder: str
+    parameters: dict[str, OwnParameter]
+
+    def module(self, width: int, seed: int) -> nn.Module:
+        """Return the model, its initialisation drawn from `seed`."""
+        torch.manual_seed(seed)
+        return find_build(self.build, Path(self.folder))(width)
+
+    def table(self, width: int, base_width: int) -> ParameterTable:
+        """Return the parameter table that the driver read."""
+        entries = {name: parameter.entry for name, parameter in self.parameters.items()}
+        return ParameterTable(width=width, base_width=base_width, entries=entries)
+
+    def settings(self, entry: ParameterEntry) -> KindSettings:
+        """Return η, λ and ε of a row, which decides them."""
+        return self._by_entry()[entry]
+
+    def _by_entry(self) -> dict[ParameterEntry, KindSettings]:
+        return {parameter.entry: parameter for parameter in self.parameters.values()}
+
+
+def find_build(build: str, folder: Path) -> Build:
+    """Return the function that ``MODULE:FUNCTION`` names, its errors told as a user's in one line.
+
+    Args:
+        build: the module, which may lie in `folder`, and the function, which takes a width and returns a model.
+        folder: searched before the places that Python knows.
+
+    Raises:
+        ConfigError: there is no such module or function, or importing the module fails.
+    """
+    module, colon, name = build.partition(":")
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ConfigError(f"build: must be MODULE:FUNCTION, got {build!r}")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        home = import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"build: no module {error.name!r} for {build!r}") from None
+    except Exception as error:
+        raise ConfigError(f"build: importing {module!r} failed: {type(error).__name__}: {error}") from error
+    if not callable(function := getattr(home, name, None)):
+        near = nearest(name, [one for one in vars(home) if callable(getattr(home, one))])
+        raise ConfigError(f"build: module {module!r} has no function {name!r}{near}")
+    return _guarded(function)
+
+
+def _guarded(build: Callable[[int], Any]) -> Build:
+    def guarded(width: int) -> nn.Module:
+        try:
+            model = build(width)
+        except Exception as error:
+            raise ConfigError(f"build: failed at width {width}: {type(error).__name__}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"build: must return a torch.nn.Module, got {model!r}")
+        return model
+
+    return guarded

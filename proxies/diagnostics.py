@@ -1,0 +1,165 @@
+"""What a training run tells about its weights: norms against the laws of weight decay, spectra, gains, κ̂.
+
+Notation as in `widthwise.kernels.reference`: θ weights, g gradient, u Adam's step, η_t learning rate,
+τ_t = η_t·λ·s·r_t strength of the decay, β1 and β2 Adam's. The laws hold where gradients are noise: where a
+measured value leaves its law, the gradients had a direction, ε was not small, or the decay was not what it seems.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Elements of one float32 sum. measured: the norm of 2 M weights is up to 4e-4 off where they are summed at once,
+# 2e-6 in chunks, and seven times faster to have (CPU)
+CHUNK = 4096
+# Elements up to which temporaries are made.
+PIECE = 1 << 18
+POWER_ITERATIONS = 8
+
+
+def advance_variance(variance: float, lr: float, strength: float) -> float:
+    """Return V_t, the mean square of weights that only noise moves, from V_{t−1}.
+
+        V_t = (1−τ)²·V_{t−1} + (1−τ/2)·η²
+
+    With constant η and τ = ηλ this is V_t = (1−τ)^{2t}·V_0 + (1−(1−τ)^{2t})·η/(2λ), with √(η/(2λ)) its
+    equilibrium (arXiv 2305.17212); step by step it holds for any schedule. That β1 is not in it is no
+    approximation: momentum correlates the steps, and the sum of T of them has variance T·η² all the same.
+
+    Args:
+        variance: V_{t−1}.
+        lr: η_t.
+        strength: τ_t·κ̂, with κ̂ of `decay_fraction` where the decay clips.
+    """
+    kept = 1 - strength
+    return kept * kept * variance + max(0.0, 1 - strength / 2) * lr * lr
+
+
+def update_ratio_law(variance: float, lr: float, beta1: float) -> float:
+    """Return ‖ηu‖/‖θ‖ of noise, η·√((1−β1)/(1+β1))/√V with V of `advance_variance`.
+
+    In equilibrium it is √(2ηλ·(1−β1)/(1+β1)) (arXiv 2305.17212); out of it, under a schedule, it follows V.
+    Infinite where V is 0.
+    """
+    return lr * math.sqrt((1 - beta1) / (1 + beta1) / variance) if variance > 0 else math.inf
+
+
+@torch.no_grad()
+def norm(tensor: Tensor) -> Tensor:
+    """Return the 2-norm, a 0-dim float64 tensor, within 1e-5 of it at any size."""
+    flat = tensor.reshape(-1)
+    whole = flat.numel() - flat.numel() % CHUNK
+    chunks = torch.linalg.vector_norm(flat[:whole].view(-1, CHUNK), dim=1)
+    norms = torch.cat((chunks, torch.linalg.vector_norm(flat[whole:])[None]))
+    total: Tensor = torch.linalg.vector_norm(norms, dtype=torch.float64)
+    return total
+
+
+@torch.no_grad()
+def update_norm(state: Mapping[str, Any], betas: tuple[float, float], eps: float) -> Tensor:
+    """Return ‖u‖ of Adam's last step, a 0-dim float64 tensor, from its moments as the step left them.
+
+    u = (m / (1−β1^t)) / (√v / √(1−β2^t) + ε) is the step itself, before η and without the decay, so that no
+    copy of the weights is needed.
+
+    Args:
+        state: the parameter's ``step``, ``exp_avg`` and ``exp_avg_sq``.
+        betas: β1 and β2.
+        eps: ε.
+    """
+    step = float(state["step"])
+    correction1, correction2 = 1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step)
+    moments = (state[name].reshape(-1).split(PIECE) for name in ("exp_avg", "exp_avg_sq"))
+    pieces = (m / v.sqrt().div_(correction2).add_(eps) for m, v in zip(*moments, strict=True))
+    norms = torch.stack([norm(piece) for piece in pieces])
+    total: Tensor = torch.linalg.vector_norm(norms) / correction1
+    return total
+
+
+@torch.no_grad()
+def decay_fraction(weight: Tensor, threshold: Tensor | float) -> float:
+    """Return κ̂ = Σθ·clip(θ, ±δ)/Σθ², the share of a decay of τθ that is left of it; NaN for zero weights.
+
+    For Gaussian weights and δ = c·mean|θ| it is erf(c/√π) (arXiv 2511.14721 has the clipping; the fraction is ours).
+    """
+    pieces = weight.reshape(-1).split(PIECE)
+    sums = [
+        (torch.dot(piece, piece.clamp(-threshold, threshold)), torch.dot(piece, piece)) for piece in pieces
+    ]
+    clipped, whole = (float(torch.stack(one).sum(dtype=torch.float64)) for one in zip(*sums, strict=True))
+    return clipped / whole if whole else math.nan
+
+
+@torch.no_grad()
+def top_singular_value(weight: Tensor) -> float:
+    """Return σ₁ of a matrix by the eigenvalues of its smaller Gram matrix; NaN where it is not finite."""
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
+    gram = tall.mT @ tall
+    if not gram.isfinite().all():
+        return math.nan
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
+
+
+@torch.no_grad()
+def power_iteration(
+    weight: Tensor, start: Tensor | None = None, *, iterations: int = POWER_ITERATIONS
+) -> Tensor:
+    """Return a unit vector v, shape (columns,), near the first right singular vector of a matrix.
+
+    ‖Wv‖ is a lower bound of σ₁. It is close where σ₁ stands apart from σ₂, or where `start` comes from a look
+    at nearly the same weights; for a random matrix and a random start it is some per cent low.
+
+    Args:
+        weight: shape (rows, columns).
+        start: v of an earlier look; a random vector, always the same one, where there is none.
+        iterations: applications of WᵀW.
+    """
+    if start is None or not start.any():
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(weight.shape[1], generator=generator).to(weight)
+    vector = F.normalize(start, dim=0)
+    for _ in range(iterations):
+        vector = F.normalize(weight.mT @ (weight @ vector), dim=0)
+    return vector
+
+
+@torch.no_grad()
+def gains(model: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """Return rms(Wx)/rms(x) of each `nn.Linear` by its weight's name, over all positions of `inputs`.
+
+    Without the bias; NaN where x is zero. The forward pass is one of evaluation, in the weights' precision.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    sums: dict[str, list[float]] = {}
+
+    def look(module: nn.Linear, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        product = output if module.bias is None else output - module.bias
+        place = sums.setdefault(names[module.weight], [0.0, 0.0])
+        for index, values in enumerate((arguments[0], product)):
+            place[index] += float(norm(values).square()) / values.shape[-1]
+
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [layer for layer in linear if layer.weight in names]  # not where a parametrisation makes it
+    handles = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: math.sqrt(after / before) if before else math.nan for name, (before, after) in sums.items()}
+
+
+@torch.no_grad()
+def forward(model: nn.Module, inputs: Tensor) -> Any:
+    """Return the model's output in evaluation mode, and leave every module's mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return model(inputs)
+    finally:
+        for module, training in modes:
+            module.training = training

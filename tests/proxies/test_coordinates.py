@@ -1,0 +1,80 @@
+"""The coordinate check's measurement, against outputs that are kept by hand."""
+
+import re
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from widthwise.proxies import GPT, Coordinates, GPTConfig
+from widthwise.proxies.validation import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+class Stack(nn.Module):
+    """Blocks, of which the second returns a tuple and changes its input's copy in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.GRU(4, 4, batch_first=True)]
+        )
+        self.head = nn.Linear(4, 7)
+
+    def states(self, tokens: Tensor) -> dict[str, Tensor]:
+        embedded = self.embedding(tokens)
+        first = self.layers[0](embedded)
+        second, _ = self.layers[1](first)
+        return {"embedding": embedded, "layers.0": first, "layers.1": second, "logits": self.head(second)}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.states(tokens)["logits"]
+
+
+def trained(steps: int, layers: Any = None) -> tuple[Coordinates, list[Stack]]:
+    """Return the coordinates of random steps, and the models: at first, and after each step."""
+    model = Stack()
+    tokens = torch.randint(7, (3, 5))
+    coordinates, kept = Coordinates(model, tokens, layers), [deepcopy(model)]
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        coordinates.after_step()
+        kept.append(deepcopy(model))
+    return coordinates, kept
+
+
+@torch.no_grad()
+def test_the_change_of_every_blocks_output_is_measured_in_the_first_ten_steps() -> None:
+    coordinates, models = trained(13)
+    start, *after = [model.states(coordinates.inputs) for model in models]
+    for name, deltas in coordinates.deltas.items():
+        expected = [
+            float((states[name] - start[name]).double().square().mean().sqrt()) for states in after[:10]
+        ]
+        assert deltas == pytest.approx(expected, rel=1e-5)
+    assert list(coordinates.deltas) == ["embedding", "layers.0", "layers.1", "logits"]
+    assert coordinates.start == {}
+
+
+def test_layers_may_be_named_by_patterns() -> None:
+    coordinates, _ = trained(1, ["layers.0*", "head"])
+    assert sorted(coordinates.deltas) == ["head", "layers.0", "layers.0.0", "layers.0.1", "logits"]
+    message = "layers: pattern 'haed' matches no module; did you mean 'head'?"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        trained(0, ["haed"])
+
+
+def test_of_a_gpt_the_embedding_the_blocks_and_the_logits_are_followed() -> None:
+    model = GPT(GPTConfig(width=16, head_dim=8, depth=3, context=8, norm_gain=True))
+    coordinates = Coordinates(model, torch.randint(256, (2, 8)))
+    assert list(coordinates.deltas) == ["embedding", "blocks.0", "blocks.1", "blocks.2", "logits"]
+    assert model.training
+    assert [module for module in model.modules() if module._forward_hooks] == []

@@ -1,0 +1,229 @@
+"""What a target run will be and cost, worked out before it costs anything: ``widthwise launch --dry-run``.
+
+Memory is that of mixed precision as `launch` trains on GPUs: weights, gradients and AdamHC's two moments in
+fp32, the passes under bf16 autocast.
+"""
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from widthwise.proxies.footprint import Footprint
+from widthwise.proxies.shapes import ParameterTable
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.launching import LaunchOptions, require_division
+from widthwise.transfer.own_model import asked, build_of, table_of, trace
+from widthwise.transfer.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FP32 = 4
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """How fast the run is taken to be; at most one of them is given.
+
+    Attributes:
+        tflops_per_worker: 10¹² floating-point operations that a worker does per second, as model FLOPs:
+            a GPU's peak times the utilisation (MFU) that one expects.
+        tokens_per_second: tokens that all workers together train on per second.
+    """
+
+    tflops_per_worker: float | None = None
+    tokens_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: must be > 0, got {value:g}")
+        if None not in asdict(self).values():
+            raise ConfigError("tokens_per_second: must not be given together with tflops_per_worker")
+
+    def seconds(self, *, flops: float, tokens: int, workers: int) -> float | None:
+        """Return how long the training steps take, or None where no speed was given."""
+        if self.tokens_per_second is not None:
+            return tokens / self.tokens_per_second
+        if self.tflops_per_worker is not None:
+            return flops / (workers * self.tflops_per_worker * 1e12)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """A target run on paper; `dry_run` works it out.
+
+    Attributes:
+        plan: what is trained.
+        table: every parameter's kind.
+        step: the cost of a training step.
+        workers: data-parallel workers, on `nodes` nodes.
+        throughput: how fast they are taken to be.
+        model: the user's model in the GPT's place, by name.
+    """
+
+    plan: Plan
+    table: ParameterTable
+    step: Footprint
+    workers: int
+    nodes: int
+    throughput: Throughput
+    model: str | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that a worker takes of every batch."""
+        return self.plan.horizon.sequences(self.plan.model.context) // self.workers
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run trains on: whole steps."""
+        return self.plan.horizon.steps * self.plan.horizon.batch_tokens
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes per worker, by what holds them; every worker holds the whole model (DDP)."""
+        weights = FP32 * self.step.parameters
+        return {
+            "weights": weights,
+            "gradients": weights,
+            "moments": 2 * weights,
+            # DDP copies gradients into the buckets that it sends.
+            "buckets": weights if self.workers > 1 else 0,
+            "activations": self.step.activation_bytes(self.sequences),
+        }
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: weights and both moments."""
+        return 3 * FP32 * self.step.parameters
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document that ``widthwise launch --dry-run --json`` prints."""
+        flops, tokens = self.step.flops_per_token * self.tokens, self.tokens
+        seconds = self.throughput.seconds(flops=flops, tokens=tokens, workers=self.workers)
+        return {
+            "plan": self.plan.document(),
+            "mesh": {
+                "parallel": "ddp",
+                "nodes": self.nodes,
+                "workers": self.workers,
+                "sequences_per_worker": self.sequences,
+            },
+            "parameters": self.step.parameters,
+            "memory_per_worker": {**self.memory, "total": sum(self.memory.values())},
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "flops_per_token": self.step.flops_per_token,
+            "flops": flops,
+            "tokens": tokens,
+            "steps": self.plan.horizon.steps,
+            "throughput": asdict(self.throughput),
+            "hours": None if seconds is None else seconds / 3600,
+            "table": {name: self._row(name) for name in self.table},
+        }
+
+    def _row(self, name: str) -> dict[str, Any]:
+        entry = self.table[name]
+        settings = self.plan.settings(entry.kind, entry.width_multiplier)
+        return {**asdict(entry), "size": self.step.sizes[name], **settings.model_dump()}
+
+    def costs(self) -> "Table":
+        """Return what the run costs, as a table for a terminal."""
+        from rich.table import Table
+
+        table = Table("what", "how much", title="the run, before it is started")
+        for row in self._costs():
+            table.add_row(*row)
+        return table
+
+    def _costs(self) -> list[tuple[str, str]]:
+        document, memory = self.as_json(), self.memory
+        batch = f"{self.sequences} sequences of {self.plan.model.context} tokens each"
+        hours = document["hours"]
+        return [
+            ("workers", f"{self.workers} on {self.nodes} node(s), data parallel (DDP), {batch}"),
+            ("parameters", f"{self.step.parameters:,}"),
+            *((f"memory per worker: {name}", _gib(size)) for name, size in memory.items() if size),
+            ("memory per worker, in all", _gib(sum(memory.values()))),
+            ("checkpoint", _gib(self.checkpoint_bytes)),
+            ("steps, tokens", f"{document['steps']:,}, {self.tokens:,}"),
+            ("FLOPs", f"{document['flops']:.4g} ({self.step.flops_per_token:.4g} per token)"),
+            ("time", self._speed() if hours is None else f"{hours:,.1f} hours {self._speed()}"),
+        ]
+
+    def _speed(self) -> str:
+        speed = self.throughput
+        if speed.tokens_per_second is not None:
+            return f"at {speed.tokens_per_second:,.0f} tokens/s"
+        if speed.tflops_per_worker is not None:
+            return f"at {speed.tflops_per_worker:g} TFLOP/s per worker"
+        return "unknown: give --tflops-per-worker or --tokens-per-second"
+
+    def parameters(self) -> "Table":
+        """Return every parameter's kind, η and λ, as a table for a terminal."""
+        from rich.table import Table
+
+        table = Table("parameter", "size", "kind", "width", "η", "λ", title="parameters")
+        for name in self.table:
+            row = self._row(name)
+            values = (f"×{row['width_multiplier']:.4g}", f"{row['lr']:.4g}", f"{row['weight_decay']:.4g}")
+            table.add_row(name, f"{row['size']:,}", row["kind"], *values)
+        return table
+
+    def notes(self) -> list[str]:
+        """Return what the numbers leave out, a line each."""
+        states = 4 * self.memory["weights"]
+        lines = [
+            "activations: an estimate: what PyTorch's kernels, one by one, keep for the backward pass in bf16; "
+            "compiled models keep less, what a kernel takes while it runs comes on top",
+            "time: the training steps alone, without validation, checkpoints and restarts",
+        ]
+        if self.workers > 1:
+            each = f"{_gib(states)} of weights, gradients and moments"
+            lines.append(
+                f"every worker holds all {each}; shared out, it would be {_gib(states / self.workers)} each"
+            )
+        if self.model is not None:
+            lines.append(f"{self.model}: {asked(self.plan)}")
+        return lines
+
+
+def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: Throughput) -> DryRun:
+    """Work out a target run without a device, memory or data.
+
+    Args:
+        plan: what to train.
+        options: how to run.
+        nodes: machines that the workers are spread over.
+        throughput: how fast they are taken to be.
+
+    Raises:
+        ConfigError: the workers do not divide the batch or spread evenly over the nodes.
+    """
+    require_division(plan, options)
+    if nodes < 1 or options.workers % nodes:
+        raise ConfigError(f"nodes: must be >= 1 and divide the {options.workers} workers, got {nodes}")
+    # Standard output is for the document alone, whatever the user's module prints.
+    with redirect_stdout(sys.stderr):
+        build = build_of(plan, options.model)
+        table, step = table_of(plan, build), trace(plan, build)
+    if step is None:
+        raise ConfigError(
+            f"model: {options.model!r} decides by numbers what it computes: a dry run has only shapes"
+        )
+    return DryRun(
+        plan=plan,
+        table=table,
+        step=step,
+        workers=options.workers,
+        nodes=nodes,
+        throughput=throughput,
+        model=options.model,
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
