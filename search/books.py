@@ -205,6 +205,7 @@ class Books(ABC):
                 where, was, now = _difference(name, stored[name], value)
                 rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
                 raise ConfigError(f"{where}: {rule}, got {now}")
+        self.study.set_user_attr("what", self.layout.what)
         self.study.set_user_attr("config", dict(identity))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "launch": "launch.Launch",
     "data": "data.Data",
     "doctor": "doctor.Doctor",
+    "status": "status.Status",
     "report": "report.Report",
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""

@@ -65,6 +65,8 @@ class Sweep:
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
     """Go on with the sweep in the folder, with the settings it was started with."""
+    quiet: bool = False
+    """Print nothing but the recipe's path and errors."""
     json: bool = False
     """Print one JSON document."""
 
@@ -75,7 +77,9 @@ class Sweep:
         from widthwise.search import sweep
 
         config = self._config()
-        result = sweep(config, self.out, resume=self.resume, address=self.address)
+        result = sweep(
+            config, self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
+        )
         if not result.finished:
             kept = f"{len(result.records)} trials are kept"
             print(
@@ -86,6 +90,8 @@ class Sweep:
         recipe = save_recipe(result, self.out)
         if self.json:
             print(json.dumps({"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}))
+        elif self.quiet:
+            print(self.out / "recipe.json")
         else:
             show(result, self.out, Console())
         return 0
