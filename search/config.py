@@ -32,8 +32,9 @@ class SweepConfig(Record):
         warm_start: settings that are tried before what the sampler proposes.
         patience: ends the proposals when so many in a row have not been better than the best; None never does.
         min_horizon: least horizon Σηλ; a proposal below it is not run. None allows any.
-        prune: whether ASHA stops trials that fall behind.
-        grace: share of its steps that a trial has before it can be stopped.
+        prune: whether ASHA stops trials that fall behind, once three of their form of decay have completed.
+        grace: share of its steps that a trial has before it can be stopped; measured, as the number of trials of
+            every form of decay that are never stopped (docs/results/search/samplers.md).
         evaluations: validation passes per trial.
         validation_batches: batches per pass.
     """

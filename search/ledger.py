@@ -24,6 +24,8 @@ SWEEP = Layout(
     foreign={"recipe.json": "a recipe that no sweep in it made"},
 )
 
+# measured (docs/results/search/samplers.md): so many trials of every form of decay are not stopped.
+MIN_COMPLETED = 3
 # Proposals in a row that may be too short.
 MAX_REFUSALS = 1000
 # Attributes of the trials that the sampler has not proposed.
@@ -167,7 +169,10 @@ class Ledger(Books):
             or trial.user_attrs.keys() & _NOT_PROPOSED
         ):
             return False
-        return trial.should_prune()
+        # Asked in any case: the rungs learn from it.
+        behind = trial.should_prune()
+        same = [one for one in self._scored() if one.params["decay"] == trial.params["decay"]]
+        return behind and len(same) >= MIN_COMPLETED
 
     def _proposed(self) -> list[FrozenTrial]:
         """Return the sampler's proposals; one that failed or was refused does not count and is made up for."""

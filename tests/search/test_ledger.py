@@ -408,12 +408,19 @@ def test_a_resumed_sweep_may_have_fewer_trials_but_not_fewer_than_it_holds(
     assert opened(resume=True, trials=4, finalists=1, seeds=1).is_finished()
 
 
+ONE_ARM = {"space": SearchSpace(decay=("l2",)), "trials": 8}
+
+
 def test_trials_that_fall_behind_are_stopped(opened: Callable[..., Ledger]) -> None:
-    ledger = opened(seeds=2, finalists=1)
-    good, tried = begin(ledger)
-    # A third of the way is the first rung, the next is twice as far.
-    assert [ledger.report(good, step, 3 - step / STEPS) for step in (10, 20, 40, 60)] == [False] * 4
-    complete(ledger, good, tried)
+    ledger = opened(seeds=2, finalists=1, **ONE_ARM)
+    for number in range(3):
+        good, tried = begin(ledger)
+        # A third of the way is the first rung, the next is twice as far. The first three are spared.
+        worse = float(number)
+        assert [ledger.report(good, step, 3 + worse - step / STEPS) for step in (10, 20, 40, 60)] == [
+            False
+        ] * 4
+        complete(ledger, good, tried)
     bad, _ = begin(ledger)
     assert not ledger.report(bad, 10, 9.0)
     assert not ledger.report(bad, 20, math.nan)
@@ -426,21 +433,36 @@ def test_trials_that_fall_behind_are_stopped(opened: Callable[..., Ledger]) -> N
     assert not any(ledger.report(confirmation, step, 9.0) for step in (20, 40, 60))
 
 
+def test_every_form_of_decay_keeps_three_trials(opened: Callable[..., Ledger]) -> None:
+    starts = [Point(lr=0.03, weight_decay=1.0, decay="l2")] * 3 + [
+        Point(lr=0.03, weight_decay=1.0, decay="huber", huber_c=2.0)
+    ]
+    ledger = opened(warm_start=tuple(starts))
+    for _ in range(3):
+        number, tried = begin(ledger)
+        ledger.report(number, 20, 2.0)
+        complete(ledger, number, tried)
+    number, tried = begin(ledger)
+    assert tried.decay == "huber"
+    assert not any(ledger.report(number, step, 9.0) for step in (20, 40))
+
+
 def test_without_pruning_nothing_is_stopped(opened: Callable[..., Ledger]) -> None:
-    ledger = opened(prune=False)
-    good, tried = begin(ledger)
+    ledger = opened(prune=False, **ONE_ARM)
+    play(ledger, 3)
+    good, _ = begin(ledger)
     ledger.report(good, 20, 2.0)
-    complete(ledger, good, tried)
     bad, _ = begin(ledger)
     assert not any(ledger.report(bad, step, 9.0) for step in (20, 40, 60))
 
 
 def test_the_rungs_survive_a_restart(opened: Callable[..., Ledger]) -> None:
-    first = opened()
+    first = opened(**ONE_ARM)
+    play(first, 3)
     good, _ = begin(first)
     first.report(good, 20, 2.0)
     first.close()
-    second = opened(resume=True)
+    second = opened(resume=True, **ONE_ARM)
     begin(second)
     bad, _ = begin(second)
     assert second.report(bad, 20, 9.0)
