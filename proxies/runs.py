@@ -5,8 +5,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
@@ -14,6 +12,7 @@ from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
+from widthwise.proxies.parallel import spread
 from widthwise.proxies.shapes import parameter_groups, parameter_table
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
@@ -53,16 +52,14 @@ def run(
 ) -> TrainResult:
     """Build the model and its optimizer and train; `options.seed` decides initialisation and batches.
 
-    With several workers the process group must exist; the model is then wrapped in DDP.
+    With several workers the process group must exist.
     """
-    model: nn.Module = GPT(spec.model, seed=options.seed).to(options.device)
+    model = spread(GPT(spec.model, seed=options.seed), options)
     table = parameter_table(
         lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
     )
     groups = parameter_groups(model, table, lambda entry: spec.settings[entry.kind], spec.hyperparameters)
     optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
-    if options.world_size > 1:
-        model = DistributedDataParallel(model)
     return train(
         model,
         optimizer,
