@@ -35,6 +35,13 @@ def spread(model: nn.Module, options: RunOptions) -> nn.Module:
     return DistributedDataParallel(model) if options.world_size > 1 else model
 
 
+def require_whole(name: str, parallel: str) -> None:
+    """Raise a ConfigError where `name`, which looks at whole tensors, is to run on a sharded model."""
+    if parallel != "ddp":
+        rule = "needs the whole model on every worker (parallel 'ddp')"
+        raise ConfigError(f"{name}: {rule}, got {parallel!r}")
+
+
 def require_process_group() -> None:
     """Make a process group of this process alone, where there is none."""
     if not dist.is_initialized():

@@ -12,7 +12,7 @@ from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
-from widthwise.proxies.parallel import spread
+from widthwise.proxies.parallel import require_whole, spread
 from widthwise.proxies.shapes import parameter_groups, parameter_table
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
@@ -54,6 +54,8 @@ def run(
 
     With several workers the process group must exist.
     """
+    if spec.module_decay is not None:
+        require_whole("module_decay", options.parallel)
     model = spread(GPT(spec.model, seed=options.seed), options)
     table = parameter_table(
         lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width

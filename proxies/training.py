@@ -22,7 +22,7 @@ from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
 from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES, Observers
 from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
-from widthwise.proxies.parallel import holding_back, let_go, unwrapped
+from widthwise.proxies.parallel import holding_back, let_go, require_whole, unwrapped
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint
 from widthwise.proxies.validation import ConfigError
@@ -120,7 +120,9 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        _require_whole(options)
+        for name in ("diagnostics", "coordinates"):
+            if getattr(options, name):
+                require_whole(name, options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
@@ -262,7 +264,7 @@ class _Run:
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Leave the gradients of the mean loss over x and y, taken in parts; return that loss."""
-        parts = self.options.accumulation
+        parts = self.options.accumulate
         loss = torch.zeros((), device=self.device)
         for part, (x_part, y_part) in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True)):
             with holding_back(self.model, hold=part < parts - 1):
@@ -333,19 +335,13 @@ def _compiled(model: nn.Module) -> nn.Module:
 
 def _share(batch_size: int, options: RunOptions) -> slice:
     """Return the rows of the global batch that a worker takes; all take as many, as DDP's mean assumes."""
-    rank, workers, parts = options.rank, options.world_size, options.accumulation
+    rank, workers, parts = options.rank, options.world_size, options.accumulate
     if batch_size % workers:
         raise ConfigError(f"workers: must divide the {batch_size} sequences of a batch, got {workers}")
     if batch_size // workers % parts:
         share = f"{batch_size // workers} sequences of a worker's share of a batch"
-        raise ConfigError(f"accumulation: must divide the {share}, got {parts}")
+        raise ConfigError(f"accumulate: must divide the {share}, got {parts}")
     return slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
-
-
-def _require_whole(options: RunOptions) -> None:
-    for name in ("diagnostics", "coordinates"):
-        if getattr(options, name) and options.parallel == "fsdp":
-            raise ConfigError(f"{name}: need the whole model on every worker (parallel 'ddp'), got 'fsdp'")
 
 
 def _checkpoint(options: RunOptions) -> FileCheckpoint | ShardedCheckpoint | None:

@@ -40,11 +40,20 @@ class Launch:
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
-    """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
     workers: int = 1
-    """Data-parallel workers; they share every batch."""
+    """Workers; they share every batch."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Keep the whole model on every worker (ddp), a part of it (fsdp), or parts on the workers of each node and
+    replicas across nodes (hsdp)."""
+    accumulate: int = 1
+    """Passes forward and backward for each worker's share of a batch; the result is the same."""
+    recompute: bool = False
+    """Compute activations again in the backward pass, to save their memory."""
     checkpoint_every: Option[int] = None
     """Steps between checkpoints, besides one at every evaluation."""
+    keep: int = 2
+    """Checkpoints to keep."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -85,7 +94,8 @@ class Launch:
             horizon_rule=self.horizon_rule,
             decay_kinds=words(self.decay_kinds),
         )
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "diagnostics")
+        names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
+        names += ["evaluations", "compile", "diagnostics"]
         settings = {name: getattr(self, name) for name in names}
         module_decay, data = self._module_decay(), self._data(recipe)
         options = LaunchOptions.parse({**settings, "data": data, "module_decay": module_decay})
