@@ -144,7 +144,7 @@ def parameter_groups(
     """
     parameters, rows = dict(model.named_parameters()), dict(table)
     if parameters.keys() != rows.keys():
-        parameters, rows = _unwrapped(parameters), _unwrapped(rows)
+        parameters, rows = plain_names(parameters), plain_names(rows)
     if parameters.keys() != rows.keys():
         extra = sorted(parameters.keys() - rows.keys())
         missing = sorted(rows.keys() - parameters.keys())
@@ -179,7 +179,7 @@ def _group(entry: ParameterEntry, settings: KindSettings, tuned: Hyperparameters
     }
 
 
-def _unwrapped(named: Mapping[str, T]) -> dict[str, T]:
+def plain_names(named: Mapping[str, T]) -> dict[str, T]:
     """Return the values by their names without the wrappers' parts."""
     plain: dict[str, T] = {}
     for name, value in named.items():

@@ -29,11 +29,20 @@ class Launch(Target):
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
-    """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
     workers: int = 1
-    """Data-parallel workers; they share every batch."""
+    """Workers; they share every batch."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Keep the whole model on every worker (ddp), a part of it (fsdp), or parts on the workers of each node and
+    replicas across nodes (hsdp)."""
+    accumulate: int = 1
+    """Passes forward and backward for each worker's share of a batch; the result is the same."""
+    recompute: bool = False
+    """Compute activations again in the backward pass, to save their memory."""
     checkpoint_every: Option[int] = None
     """Steps between checkpoints, besides one at every evaluation."""
+    keep: int = 2
+    """Checkpoints to keep."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -83,7 +92,8 @@ class Launch(Target):
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launching import LaunchOptions
 
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "diagnostics", "model")
+        names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
+        names += ["evaluations", "compile", "diagnostics", "model"]
         settings = {name: getattr(self, name) for name in names}
         return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
 
