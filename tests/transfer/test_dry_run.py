@@ -128,7 +128,7 @@ def test_the_costs_and_every_parameter_are_printed(
             "--tflops-per-worker 1 --tokens-per-second 1 --dry-run",
             "tokens_per_second: must not be given together with tflops_per_worker",
         ),
-        ("--nodes 2", "nodes: needs --dry-run"),
+        ("--nodes 2", "nodes: needs --dry-run or --print"),
         ("--verbose", "verbose: needs --dry-run"),
         ("--tokens-per-second 5", "tokens_per_second: needs --dry-run"),
     ],
