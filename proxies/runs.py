@@ -15,7 +15,8 @@ from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
 from widthwise.proxies.parallel import require_whole, spread
-from widthwise.proxies.shapes import parameter_groups, parameter_table
+from widthwise.proxies.shapes import parameter_table
+from widthwise.proxies.table import parameter_groups
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
 

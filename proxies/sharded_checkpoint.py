@@ -27,7 +27,7 @@ from widthwise.proxies.checkpoint import (
     save_checkpoint,
 )
 from widthwise.proxies.parallel import require_process_group
-from widthwise.proxies.shapes import plain_names
+from widthwise.proxies.table import plain_names
 from widthwise.proxies.validation import RunError
 
 _PROGRESS = "progress.pt"

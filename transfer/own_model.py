@@ -21,7 +21,8 @@ from widthwise.proxies.building import Build, OwnModel, OwnParameter, find_build
 from widthwise.proxies.config import Kind
 from widthwise.proxies.footprint import Footprint, footprint
 from widthwise.proxies.model import GPT
-from widthwise.proxies.shapes import ParameterTable, parameter_table
+from widthwise.proxies.shapes import parameter_table
+from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.plan import Plan
 
@@ -86,9 +87,7 @@ def own_model(plan: Plan, model: str) -> OwnModel:
         trace(plan, build)
     parameters = {
         name: OwnParameter(
-            kind=entry.kind,
-            width_multiplier=entry.width_multiplier,
-            normalised=entry.normalised,
+            entry=entry,
             **plan.settings(entry.kind, entry.width_multiplier).model_dump(),
         )
         for name, entry in table.items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
-from widthwise.proxies.files import read_json, write_json
+from widthwise.proxies.files import read_json, require_schema, write_json
 from widthwise.proxies.validation import ConfigError, Record
 
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ class Recipe(Record):
                 field, a wrong type or an impossible value; the message names the file and the field.
         """
         document = read_json(path, "a recipe")
-        # First, because a file of another schema differs in its other fields too.
-        if "schema" not in document:
-            raise ConfigError(f"{path}: schema: is required, must be {SCHEMA!r}")
-        if document["schema"] != SCHEMA:
-            raise ConfigError(f"{path}: schema: must be {SCHEMA!r}, got {document['schema']!r}")
+        require_schema(document, SCHEMA, path)
         recipe = cls.parse(document, where=str(path))
         for part, names in _STATED.items():
             for name in names:
