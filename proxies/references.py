@@ -36,3 +36,9 @@ def referenced(field: str, reference: str, folder: Path) -> Callable[..., Any]:
         raise ConfigError(f"{field}: module {module!r} has no function {name!r}{near}")
     found: Callable[..., Any] = function
     return found
+
+
+def local_source(reference: str, folder: Path) -> list[Path]:
+    """Return the package or file of `folder` that holds a ``MODULE:FUNCTION``, to be sent elsewhere; often none."""
+    top = folder / reference.partition(":")[0].partition(".")[0]
+    return [place for place in (top, top.with_suffix(".py")) if place.exists()]

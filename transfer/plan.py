@@ -295,8 +295,8 @@ def _require_tieable(model: GPTConfig, outcome: Scaled, rule: str) -> None:
     embedding, readout = outcome.kinds["embedding"], outcome.kinds["readout"]
     if model.tied and (embedding.lr, embedding.init_std) != (readout.lr, readout.init_std):
         raise ConfigError(
-            f"rule {rule!r}: must have an untied readout, whose η or initial std it does not scale as the "
-            "embedding's, got tied = true"
+            f"proxy.tied: must be false for rule {rule!r}, which scales a readout's η or initial std "
+            "otherwise than an embedding's"
         )
 
 

@@ -150,14 +150,15 @@ class Recipe(Record):
             depth: its number of blocks; None is the proxy's.
             batch_tokens: tokens per step, a multiple of the context; None is the proxy's.
             tokens: tokens in all; None is the proxy's.
-            rule: name of a scaling rule.
+            rule: name of a scaling rule, or ``MODULE:FUNCTION`` for one of your own.
             horizon_rule: name of a horizon rule: what another batch size or more tokens change. One other than
                 ``none`` stands in place of what the scaling rule itself does with batch size and tokens.
             decay_kinds: the kinds that decay, with the recipe's λ times the rule's multiplier of that kind; None
                 is the rule's word.
 
         Raises:
-            ConfigError: a value is impossible, or no rule or kind has this name.
+            ConfigError: a value is impossible, no rule or kind has this name, or the proxy's readout is tied and the
+                rule scales it otherwise than the embedding.
         """
         from widthwise.transfer.plan import make_plan
 

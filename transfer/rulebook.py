@@ -18,12 +18,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 from widthwise.proxies.config import KINDS, Kind
+from widthwise.proxies.references import referenced
 from widthwise.proxies.validation import ConfigError, nearest
-from widthwise.transfer.references import referenced
 
 T = TypeVar("T")
 
@@ -247,7 +248,7 @@ def find_rule(name: str) -> Rule:
 @cache
 def _own(reference: str) -> Rule:
     """Return a user's function as a rule that raises nothing but a ConfigError."""
-    function = referenced("rule", reference)
+    function = referenced("rule", reference, Path.cwd())
 
     def guarded(ratios: Ratios) -> Scaled:
         try:

@@ -166,6 +166,25 @@ def test_the_table_of_a_mixture_of_experts(hugging_face: ModuleType) -> None:
     }
 
 
+def test_a_granites_configuration_says_what_hooks_say_on_a_llama(hugging_face: ModuleType) -> None:
+    torch.manual_seed(0)
+    hooked: Any = llama(hugging_face)(32)
+    for layer in hooked.model.layers:
+        multiply(layer.self_attn.o_proj, 0.5)
+        multiply(layer.mlp.down_proj, 0.5)
+    multiply(hooked.lm_head, 0.25)
+    shape = {name: value for name, value in hooked.config.to_dict().items() if name != "model_type"}
+    factors = {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 8**-0.5}
+    granite = hugging_face.GraniteForCausalLM(hugging_face.GraniteConfig(**{**shape, **factors}))
+    granite.load_state_dict(hooked.state_dict())
+    tokens = torch.randint(256, (2, 8))
+    torch.testing.assert_close(granite(tokens).logits, hooked(tokens).logits)
+
+
+def multiply(layer: nn.Module, factor: float) -> None:
+    layer.register_forward_hook(lambda _module, _inputs, output: output * factor)
+
+
 # The coordinate check (Yang et al., arXiv 2203.03466, appendix D.1)
 
 
@@ -176,8 +195,7 @@ def prepared(build: Build, rule: str, width: int, *, applied: bool) -> tuple[nn.
     model: Any = build(width)
     if applied:
         plan.initialise(model, table)
-        factor = plan.model.readout_multiplier
-        model.lm_head.register_forward_hook(lambda _module, _inputs, output: output * factor)
+        multiply(model.lm_head, plan.model.readout_multiplier)
     return model, AdamHC(plan.parameter_groups(model, table))
 
 

@@ -65,7 +65,7 @@ def test_scale_takes_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_run_has_its_values_and_its_name(recipe: str) -> None:
     plan = Recipe.load(recipe).at(width=128, rule="my_rules:steep")
     # Workers get values alone, so that they need not have the module.
-    assert _spec(plan, LaunchOptions()).settings["matrix"].lr == 0.02 / 4
+    assert _spec(plan, LaunchOptions(), None).settings["matrix"].lr == 0.02 / 4
     assert plan.document()["rule"] == "my_rules:steep"
 
 

@@ -345,8 +345,8 @@ def test_a_tied_readout_is_refused_by_rules_that_scale_it_otherwise_than_the_emb
     with pytest.raises(ConfigError) as caught:
         recipe.at(width=128, rule=name)
     assert str(caught.value) == (
-        f"rule {name!r}: must have an untied readout, whose η or initial std it does not scale as the embedding's, "
-        "got tied = true"
+        f"proxy.tied: must be false for rule {name!r}, which scales a readout's η or initial std otherwise than an "
+        "embedding's"
     )
     assert recipe.at(width=32, rule=name).model == proxy
 

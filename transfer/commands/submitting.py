@@ -4,6 +4,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from widthwise.proxies.references import local_source
 from widthwise.proxies.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -65,19 +66,21 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
     _require_clusters_paths(command)
     if command.wheel is not None and not (command.wheel.is_file() and command.wheel.suffix == ".whl"):
         raise ConfigError(f"wheel: must be a .whl file, got {str(command.wheel)!r}")
-    files = {"recipe.json": command.recipe} | {path.name: path for path in _model_files(command, plan)}
+    files = {"recipe.json": command.recipe} | {path.name: path for path in _own_files(command, plan)}
     cluster = Cluster(dashboard, insecure=command.insecure)
     argv = _on_the_spot(command, "recipe.json")
     submission = Submission(argv=argv, out=str(command.out), files=files, wheel=command.wheel)
     return {"job": cluster.submit(submission), "address": cluster.address, "out": str(command.out)}
 
 
-def _model_files(command: "Launch", plan: "Plan") -> list[Path]:
-    if command.model is None:
-        return []
-    from widthwise.transfer.own_model import own_model, sources
+def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
+    """Return what holds the user's own rule and model."""
+    found = local_source(command.rule, Path.cwd()) if ":" in command.rule else []
+    if command.model is not None:
+        from widthwise.transfer.own_model import own_model, sources
 
-    return [Path(source) for source in sources(own_model(plan, command.model))]
+        found += [Path(source) for source in sources(own_model(plan, command.model))]
+    return found
 
 
 def manifest(command: "Launch") -> str:
