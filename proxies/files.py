@@ -143,3 +143,15 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             raise ConfigError(f"out: {folder} is in use by another process that is still running") from None
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a living process holds `folder` as `locked` does; nothing is written."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

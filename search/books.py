@@ -27,6 +27,7 @@ from widthwise.search.folders import Layout, created, loaded, require_folder
 # After so many failures in one session something is wrong that no further trial will cure.
 MAX_FAILURES = 3
 
+Next = Trial | Literal["wait", "finished"]
 Status = Literal["running", "completed", "stopped", "diverged", "failed"]
 
 
@@ -119,10 +120,10 @@ class Books(ABC):
         """Return whether nothing is left to run."""
 
     @abstractmethod
-    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+    def _wanted(self) -> Next:
         """Return the next trial where none was interrupted and none is enqueued."""
 
-    def next(self) -> Trial | Literal["wait", "finished"]:
+    def next(self) -> Next:
         """Return the next trial to run: an interrupted one, an enqueued one, or what else is wanted."""
         if len(self.failures) >= MAX_FAILURES:
             return "finished"
@@ -204,6 +205,7 @@ class Books(ABC):
                 where, was, now = _difference(name, stored[name], value)
                 rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
                 raise ConfigError(f"{where}: {rule}, got {now}")
+        self.study.set_user_attr("what", self.layout.what)
         self.study.set_user_attr("config", dict(identity))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -214,7 +216,7 @@ class Books(ABC):
         self.live[trial.number] = trial
         return trial
 
-    def _adopt(self, number: int) -> Trial:
+    def _adopt(self, number: int) -> Next:
         """Take over a trial that a dead process left running."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.live[number] = Trial(self.study, frozen._trial_id)

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
+from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import Record
-from widthwise.search.space import SearchSpace
+from widthwise.search.space import Point, SearchSpace
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
 
@@ -28,6 +29,9 @@ class SweepConfig(Record):
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
         sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
             the space evenly), ``random``.
+        warm_start: settings that are tried before what the sampler proposes.
+        patience: ends the proposals when so many in a row have not been better than the best; None never does.
+        min_horizon: least horizon Σηλ; a proposal below it is not run. None allows any.
         prune: whether ASHA stops trials that fall behind.
         grace: share of its steps that a trial has before it can be stopped.
         evaluations: validation passes per trial.
@@ -50,6 +54,9 @@ class SweepConfig(Record):
     corrected: bool = True
     clip_norm: float | None = Field(1.0, gt=0)
     sampler: Sampler = "tpe"
+    warm_start: tuple[Point, ...] = ()
+    patience: int | None = Field(None, ge=1)
+    min_horizon: float | None = Field(None, gt=0)
     prune: bool = True
     grace: float = Field(1 / 3, gt=0, le=1)
     evaluations: int = Field(8, ge=1)
@@ -59,3 +66,24 @@ class SweepConfig(Record):
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
         return self
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SweepConfig":
+        for index, point in enumerate(self.warm_start):
+            try:
+                self.space.require(point)
+            except ValueError as error:
+                raise ValueError(f"warm_start.{index}.{error}") from None
+        longest = self.decay_horizon(self.space.lr[1], self.space.weight_decay[1])
+        if self.min_horizon is not None and self.min_horizon > longest:
+            rule = f"must be <= {longest:.3g}, the horizon Σηλ at the space's largest η and λ"
+            raise ValueError(f"min_horizon: {rule}, got {self.min_horizon:g}")
+        return self
+
+    def decay_horizon(self, lr: float, weight_decay: float) -> float:
+        """Return a trial's horizon Σηλ: how many decay times it lasts."""
+        return decay_horizon(self.horizon, lr, weight_decay, corrected=self.corrected)
+
+    def is_too_short(self, lr: float, weight_decay: float) -> bool:
+        """Return whether a trial's horizon Σηλ is below what is allowed."""
+        return self.min_horizon is not None and self.decay_horizon(lr, weight_decay) < self.min_horizon

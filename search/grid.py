@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
-from widthwise.search.books import Books, Run
+from widthwise.search.books import Books, Next, Run
 from widthwise.search.executing import Placement, execute
 from widthwise.search.folders import Layout
 
@@ -136,7 +136,7 @@ class Grid(Books):
         """Return what a record's run is called on the terminal."""
         return str(record["key"])
 
-    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+    def _wanted(self) -> Next:
         missing = self._missing()
         if not missing:
             return "wait" if self._trials(TrialState.RUNNING) else "finished"

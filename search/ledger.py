@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.runs import RunSpec, base_settings
-from widthwise.proxies.validation import ConfigError
-from widthwise.search.books import Books, Run
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search.books import Books, Next, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.folders import Layout, loaded, require_folder
@@ -24,9 +24,11 @@ SWEEP = Layout(
     foreign={"recipe.json": "a recipe that no sweep in it made"},
 )
 
+# Proposals in a row that may be too short.
+MAX_REFUSALS = 1000
 # Attributes of the trials that the sampler has not proposed.
 _NOT_PROPOSED = {"confirms", "fitted"}
-_MAY_CHANGE = frozenset({"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds"})
+_MAY_CHANGE = frozenset({"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds", "patience"})
 
 
 class Ledger(Books):
@@ -48,12 +50,13 @@ class Ledger(Books):
         """Trials that the whole sweep takes, the finalists' other seeds included, and those of the fitted minimum."""
         fitted = self.fitted() is not None
         candidates = self.config.finalists + fitted
-        return self.config.trials + fitted + candidates * (self.config.seeds - 1)
+        proposals = len(self._proposed()) if self._is_settled() else self.config.trials
+        return proposals + fitted + candidates * (self.config.seeds - 1)
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""
         unfinished = self._trials(TrialState.WAITING, TrialState.RUNNING)
-        return not unfinished and len(self._proposed()) >= self.config.trials and not self._missing()
+        return not unfinished and self._has_proposed() and not self._missing()
 
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`, drawing what is not drawn yet."""
@@ -82,6 +85,10 @@ class Ledger(Books):
         """Return the seed that `trial` runs with."""
         return int(trial.user_attrs.get("seed", self.config.seed))
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return every trial that was run and has ended as plain data."""
+        return [record for record in super().records() if record["status"] != "refused"]
+
     def finalists(self) -> list[FrozenTrial]:
         """Return the best completed proposals, best first."""
         return self._scored()[: self.config.finalists]
@@ -108,12 +115,11 @@ class Ledger(Books):
         tried = [t for t in trials if t.user_attrs.get("fitted") == count and t.state != TrialState.FAIL]
         return tried[0] if tried else None
 
-    def _wanted(self) -> Trial | Literal["wait", "finished"]:
+    def _wanted(self) -> Next:
         """Return a new proposal, or, once all have ended, the fitted minimum or a confirmation."""
-        proposed = self._proposed()
-        if len(proposed) < self.config.trials:
-            return self._propose(len(proposed))
-        if not all(trial.state.is_finished() for trial in proposed):
+        if not self._has_proposed():
+            return self._propose()
+        if not all(trial.state.is_finished() for trial in self._proposed()):
             return "wait"
         missing = self._missing()
         for parameters, attributes in missing:
@@ -164,8 +170,8 @@ class Ledger(Books):
         return trial.should_prune()
 
     def _proposed(self) -> list[FrozenTrial]:
-        """Return the sampler's proposals; a failed one does not count and is made up for."""
-        return [trial for trial in self._main() if trial.state != TrialState.FAIL]
+        """Return the sampler's proposals; one that failed or was refused does not count and is made up for."""
+        return [one for one in self._main() if one.state != TrialState.FAIL and not _is_refused(one)]
 
     def _main(self) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False)
@@ -177,16 +183,51 @@ class Ledger(Books):
         scored = [(t.value, t.number, t) for t in complete if t.value is not None and math.isfinite(t.value)]
         return [trial for _, _, trial in sorted(scored)]
 
-    def _propose(self, place: int) -> Trial:
-        # A sampler for each proposal, seeded by its place: what is proposed does not depend on restarts.
-        self.study.sampler = sampler(self.config, place)
-        return self._ask()
+    def _has_proposed(self) -> bool:
+        """Return whether the sampler has proposed enough."""
+        return len(self._proposed()) >= self.config.trials or self._is_settled()
 
-    def _adopt(self, number: int) -> Trial:
+    def _is_settled(self) -> bool:
+        """Return whether as many proposals as the patience allows have ended since the best one."""
+        best, patience = self._scored()[:1], self.config.patience
+        if patience is None or not best:
+            return False
+        since = [one for one in self._proposed() if one.number > best[0].number and one.state.is_finished()]
+        return len(since) >= patience
+
+    def _propose(self) -> Trial:
+        """Return the sampler's next proposal that is long enough."""
+        for _ in range(MAX_REFUSALS):
+            # A sampler for each proposal, seeded by its place: what is proposed does not depend on restarts.
+            self.study.sampler = sampler(self.config, self._place())
+            trial = self._ask()
+            if not self._refuses(trial):
+                return trial
+        least = self.config.min_horizon
+        raise RunError(
+            f"min_horizon: of {MAX_REFUSALS} proposals in a row none had a horizon Σηλ of {least:g}"
+        )
+
+    def _adopt(self, number: int) -> Next:
         # It may have died before its settings were drawn.
-        place = sum(trial.number < number for trial in self._proposed())
-        self.study.sampler = sampler(self.config, place)
-        return super()._adopt(number)
+        self.study.sampler = sampler(self.config, self._place(number))
+        super()._adopt(number)
+        return self.next() if self._refuses(self.live[number]) else self.live[number]
+
+    def _refuses(self, trial: Trial) -> bool:
+        """Return whether `trial` is too short to be run; the sampler is told that it is infinitely bad."""
+        tried = self.hyperparameters(trial)
+        if not self.config.is_too_short(tried.lr, tried.weight_decay):
+            return False
+        del self.live[trial.number]
+        trial.set_user_attr("status", "refused")
+        self.study.tell(trial, math.inf)
+        return True
+
+    def _place(self, before: int | None = None) -> int:
+        """Return the number of proposals, refused ones too, before trial `before`, or in all."""
+        proposed = [one for one in self._main() if one.state != TrialState.FAIL]
+        return sum(before is None or one.number < before for one in proposed)
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
         tried = {name: trial.params.get(name) for name in ("lr", "weight_decay", "decay", "huber_c")}
@@ -213,3 +254,7 @@ def stored_config(out: Path) -> SweepConfig:
 def _tried(trial: FrozenTrial) -> Tried:
     lr, weight_decay = trial.params["lr"], trial.params["weight_decay"]
     return Tried(lr=lr, weight_decay=weight_decay, loss=trial.values[0], huber_c=trial.params.get("huber_c"))
+
+
+def _is_refused(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("status") == "refused"

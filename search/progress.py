@@ -1,7 +1,8 @@
 """Live progress on standard error; a study's: trials done, best loss, time left."""
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -61,11 +62,21 @@ class Progress:
         told = {record["number"] for record in self.records}
         self.records = self.books.records()
         for record in self.records:
-            if record["number"] not in told and not self.console.is_terminal:
-                loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
-                name = self.books.label(record)
-                self.console.print(f"{name} {record['status']}, loss {loss}", highlight=False)
+            if record["number"] not in told:
+                self._say(record)
         self._draw()
+
+    def _say(self, record: Mapping[str, Any]) -> None:
+        """Print how a trial ended; on a terminal, where the bar says the rest, only if it failed."""
+        name = self.books.label(record)
+        if record["status"] == "failed":
+            said = f"{name} failed: {record['error'] or 'the worker died'}"
+        elif self.console.is_terminal:
+            return
+        else:
+            loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
+            said = f"{name} {record['status']}, loss {loss}"
+        self.bar.console.print(said, highlight=False, markup=False, soft_wrap=True)
 
     def _draw(self) -> None:
         running = sum(self.parts.get(number, 0.0) for number in self.books.live)

@@ -31,6 +31,8 @@ def sampler(config: "SweepConfig", place: int) -> BaseSampler:
     # Optuna marks `group`, fixed parameters and its Gaussian process as experimental.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        if place < len(config.warm_start):
+            return PartialFixedSampler(config.warm_start[place].parameters(), RandomSampler(seed=seed))
         return _SAMPLERS[config.sampler](config, place, seed)
 
 

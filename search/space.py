@@ -1,14 +1,32 @@
 """The search space: learning rate, weight decay and the Huber coefficient, with plain AdamW as an arm of its own."""
 
-from typing import Any
+from typing import Any, Self
 
 from optuna.trial import BaseTrial
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from widthwise.proxies.config import Decay
+from widthwise.proxies.config import Decay, Hyperparameters
 from widthwise.proxies.validation import Record
 
 Range = tuple[float, float]
+
+
+class Point(Record):
+    """One setting in a search space."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(gt=0)
+    decay: Decay
+    huber_c: float | None = None
+
+    @classmethod
+    def of(cls, hyperparameters: Hyperparameters) -> Self:
+        """Return what a space searches of `hyperparameters`."""
+        return cls(**hyperparameters.model_dump(include=set(cls.model_fields)))
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the point as `SearchSpace.suggest` draws it."""
+        return self.model_dump(exclude_none=True)
 
 
 class SearchSpace(Record):
@@ -35,6 +53,15 @@ class SearchSpace(Record):
         if not self.decay:
             raise ValueError("decay: must name at least one form of decay, got none")
         return self
+
+    def require(self, point: Point) -> None:
+        """Raise a ValueError where `point` is not in the space."""
+        if point.decay not in self.decay:
+            raise ValueError(f"decay: must be one of {', '.join(self.decay)}, got {point.decay}")
+        for name in ("lr", "weight_decay", "huber_c"):
+            (low, high), value = getattr(self, name), getattr(point, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: must be in the space's range [{low:g}, {high:g}], got {value:g}")
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Draw ``lr``, ``weight_decay``, ``decay`` and ``huber_c`` (None where the decay has none)."""

@@ -40,6 +40,7 @@ COMMANDS = {
     "stop": "stop.Stop",
     "data": "data.Data",
     "doctor": "doctor.Doctor",
+    "status": "status.Status",
     "report": "report.Report",
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""

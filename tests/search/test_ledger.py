@@ -17,6 +17,8 @@ from widthwise.search import SearchSpace, SweepConfig, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger, stored_config
+from widthwise.search.samplers import sampler
+from widthwise.search.space import Point
 from widthwise.search.sweeping import result_of
 
 STEPS = 60
@@ -315,6 +317,64 @@ def test_a_sweep_killed_while_it_tried_the_fitted_minimum_goes_on(opened: Callab
     assert not third.is_finished()
     later = begin(third)[1]
     assert (later.lr, later.weight_decay) == pytest.approx((0.03, 1.0))
+
+
+STARTS = (
+    {"lr": 0.02, "weight_decay": 0.5, "decay": "l2"},
+    {"lr": 0.03, "weight_decay": 2.0, "decay": "huber"},
+)
+
+
+def test_settings_to_start_with_come_first(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(warm_start=tuple(Point.parse(start) for start in STARTS))
+    assert [one["lr"] for one in play(ledger, 1)] == [0.02]
+    number, _ = begin(ledger)
+    ledger.finish(number, "failed", {"error": "the worker died"})
+    # A coefficient that a setting does not say is drawn.
+    second, third = play(ledger, 2)
+    assert (second["lr"], second["decay"], second["huber_c"] > 0) == (0.03, "huber", True)
+    assert third["lr"] not in (0.02, 0.03)
+
+
+def test_proposals_end_when_they_have_not_been_better_for_long(opened: Callable[..., Ledger]) -> None:
+    fields = {"patience": 3, "warm_start": (Point.parse(STARTS[0]),), "finalists": 1, "seeds": 2}
+    ledger = opened(trials=30, **fields)
+    for number in range(4):
+        assert begin(ledger)[0] == number
+    for number, loss in enumerate((3.0, 2.0, 2.5, 2.6)):
+        ledger.finish(number, "completed", {"loss": loss})
+    # Two since the best: another one is proposed, and after it none.
+    ledger.finish(begin(ledger)[0], "diverged", {})
+    assert ledger.total == 5 + 1
+    number, _ = begin(ledger)
+    assert ledger.study.get_trials()[number].user_attrs["confirms"] == 1
+    ledger.finish(number, "completed", {"loss": 2.1})
+    assert (ledger.next(), ledger.is_finished()) == ("finished", True)
+    ledger.close()
+    # A resumed sweep may be given more patience.
+    assert not opened(trials=30, **fields | {"patience": 4}, resume=True).is_finished()
+
+
+def test_proposals_with_too_short_a_horizon_are_not_run(opened: Callable[..., Ledger]) -> None:
+    fields = {"min_horizon": 5.0, "sampler": "random", "seeds": 1}
+    ledger = opened(**fields)
+    tried = play(ledger, 3)
+    # It dies between a proposal and its refusal.
+    ledger.study.sampler = sampler(ledger.config, ledger._place())
+    while not ledger.config.is_too_short(
+        (short := ledger.hyperparameters(ledger.study.ask())).lr, short.weight_decay
+    ):
+        raise AssertionError("choose another seed: this proposal is long enough")
+    ledger.close()
+    again = opened(**fields, resume=True)
+    tried += play(again, 3)
+    assert again.is_finished()
+    assert len(again.records()) == len(tried) == 6
+    for one in tried:
+        assert again.config.decay_horizon(one["lr"], one["weight_decay"]) >= 5
+    refused = [one for one in again.study.get_trials() if one.user_attrs["status"] == "refused"]
+    assert refused
+    assert {one.value for one in refused} == {math.inf}
 
 
 def test_a_single_seed_confirms_nothing(opened: Callable[..., Ledger]) -> None:

@@ -54,6 +54,19 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
             {"sampler": "tep"},
             "sampler: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'tep'; did you mean 'tpe'?",
         ),
+        (
+            {"warm_start": [{"lr": 0.5, "weight_decay": 1.0, "decay": "l2"}]},
+            "warm_start.0.lr: must be in the space's range [0.005, 0.2], got 0.5",
+        ),
+        (
+            {"warm_start": [{"lr": 0.1, "weight_decay": 1.0, "decay": "none"}]},
+            "warm_start.0.decay: must be one of huber, l2, got none",
+        ),
+        (
+            {"min_horizon": 1e6},
+            "min_horizon: must be <= 298, the horizon Σηλ at the space's largest η and λ, got 1e+06",
+        ),
+        ({"patience": 0}, "patience: must be >= 1, got 0"),
         ({"grace": 0.0}, "grace: must be > 0, got 0.0"),
         ({"concurrency": 0}, "concurrency: must be >= 1, got 0"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial: must be >= 0, got -0.5"),

@@ -201,7 +201,7 @@ def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
     (out / "trials" / "trial_0001" / "checkpoint.pt").write_text("damaged")
     status, _, said = start(*sweep_of(real_text), "--out", out).finish()
     assert status == 0, said
-    assert said.startswith("trial 0 failed, ")
+    assert said.startswith("trial 0 failed: FileExistsError: ")
     failed, *others = records(out)
     assert (failed["status"], failed["error"].partition(":")[0]) == ("failed", "FileExistsError")
     assert [(one["hyperparameters"], one["loss"]) for one in others] == [

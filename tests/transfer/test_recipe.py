@@ -12,10 +12,12 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import SearchSpace, SweepConfig, SweepResult
 from widthwise.search.fitting import Fit
+from widthwise.search.space import Point
 from widthwise.search.sweeping import Finalist, SeedLosses
 from widthwise.transfer import Recipe
-from widthwise.transfer.commands.sweep import Sweep, as_options, as_toml
+from widthwise.transfer.commands.sweep import Sweep
 from widthwise.transfer.recipe import evidence_notes
+from widthwise.transfer.sweep_files import as_options, as_toml
 
 SMALLEST = """
 {"schema": "widthwise/recipe/1",
@@ -268,6 +270,7 @@ def test_a_configuration_is_written_as_options_and_a_file(tmp_path: Path) -> Non
         betas=(0.8, 0.9),
         prune=False,
         clip_norm=2.0,
+        warm_start=(Point(lr=0.1, weight_decay=0.5, decay="l2"),),
     )
     assert as_toml(unusual).splitlines() == [
         "betas = [0.8, 0.9]",
@@ -281,6 +284,10 @@ def test_a_configuration_is_written_as_options_and_a_file(tmp_path: Path) -> Non
         "[space]",
         "lr = [1e-08, 0.5]",
         'decay = ["l2", "none"]',
+        "[[warm_start]]",
+        "lr = 0.1",
+        "weight_decay = 0.5",
+        'decay = "l2"',
     ]
     assert sweep_of(unusual, tmp_path) == unusual
     for shape in ({"tied": True}, {"tied": True, "readout_multiplier": 1.0}, {"readout_multiplier": 0.25}):

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from widthwise.search import SweepConfig, SweepResult
     from widthwise.transfer.recipe import Recipe
-
-# Where the options that are not SweepConfig's own fields belong in it, as in a TOML file's sections.
-_SECTIONS = {
-    "model": ("width", "depth", "head_dim", "context", "vocab_size"),
-    "horizon": ("tokens", "batch_tokens"),
-}
-_OWN = ("data", "trials", "finalists", "seeds", "seed", "sampler", "concurrency", "gpus_per_trial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +47,12 @@ class Sweep:
     """Seed of everything random [0]."""
     sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
     """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
+    patience: Option[int] = None
+    """End the proposals when so many in a row were not better than the best [never]."""
+    min_horizon: Option[float] = None
+    """Least horizon Σηλ of a trial; proposals below it are not run [any]."""
+    warm_start: Option[Path] = None
+    """Recipe, or folder of a sweep, whose best settings are tried first."""
     concurrency: Option[int] = None
     """Trials at a time [one per core, or per GPU]."""
     gpus_per_trial: Option[float] = None
@@ -66,6 +65,8 @@ class Sweep:
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
     """Go on with the sweep in the folder, with the settings it was started with."""
+    quiet: bool = False
+    """Print nothing but the recipe's path and errors."""
     json: bool = False
     """Print one JSON document."""
 
@@ -76,7 +77,9 @@ class Sweep:
         from widthwise.search import sweep
 
         config = self._config()
-        result = sweep(config, self.out, resume=self.resume, address=self.address)
+        result = sweep(
+            config, self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
+        )
         if not result.finished:
             kept = f"{len(result.records)} trials are kept"
             print(
@@ -87,6 +90,8 @@ class Sweep:
         recipe = save_recipe(result, self.out)
         if self.json:
             print(json.dumps({"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}))
+        elif self.quiet:
+            print(self.out / "recipe.json")
         else:
             show(result, self.out, Console())
         return 0
@@ -95,10 +100,13 @@ class Sweep:
         from widthwise.proxies.data import open_tokens
         from widthwise.search import SweepConfig
         from widthwise.search.ledger import stored_config
+        from widthwise.transfer.warm_start import known_points
 
         fields = stored_config(self.out).model_dump() if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
+        if self.warm_start is not None:
+            fields["warm_start"] = [point.model_dump() for point in known_points(self.warm_start)]
         model = fields.get("model", {})
         if isinstance(model, Mapping) and "vocab_size" not in model:
             vocabulary = open_tokens(fields.get("data", "python")).vocab_size
@@ -107,73 +115,12 @@ class Sweep:
 
     def _given(self) -> dict[str, Any]:
         """Return the options that were given, nested as SweepConfig has them."""
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in _OWN if getattr(self, name) is not None
-        }
-        for section, names in _SECTIONS.items():
+        given: dict[str, Any] = {name: getattr(self, name) for name in OWN if getattr(self, name) is not None}
+        for section, names in SECTIONS.items():
             inner = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
             if inner:
                 given[section] = inner
         return given
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a ConfigError says in one line what is wrong with it."""
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config: no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"config: {path} cannot be read as TOML: {error}") from None
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over` put in, section by section."""
-    out = dict(base)
-    for name, value in over.items():
-        inner = out.get(name)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        out[name] = merged(inner or {}, value) if both else value
-    return out
-
-
-def as_options(config: "SweepConfig") -> dict[str, Any]:
-    """Return the options that say what `config` says, as far as options can."""
-    fields = config.model_dump(mode="json")
-    parts = [(fields[section], names) for section, names in _SECTIONS.items()]
-    return {name: part[name] for part, names in [*parts, (fields, _OWN)] for name in names}
-
-
-def as_toml(config: "SweepConfig") -> str:
-    """Return a file for ``--config`` with what `as_options` leaves out and a default would not say; often nothing."""
-    from widthwise.proxies.config import GPTConfig
-    from widthwise.search import SweepConfig
-
-    given, usual = config.model_dump(mode="json"), SweepConfig().model_dump(mode="json")
-    # The default of this one follows from these.
-    shape = config.model.model_dump(include={"width", "head_dim", "tied"})
-    usual["model"]["readout_multiplier"] = GPTConfig(**shape).readout_multiplier
-    sections = [name for name, value in given.items() if isinstance(value, dict)]
-    written = _assignments({name: given[name] for name in given if name not in (*sections, *_OWN)}, usual)
-    for section in sections:
-        own = {n: value for n, value in given[section].items() if n not in _SECTIONS.get(section, ())}
-        lines = _assignments(own, usual[section])
-        written += [f"[{section}]", *lines] if lines else []
-    return "".join(f"{line}\n" for line in written)
-
-
-def _assignments(given: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
-    """Return TOML's lines for the values that are not the usual ones; it has no null, which a comment names."""
-    changed = {name: value for name, value in given.items() if value != usual[name]}
-    # What remains, numbers, names, truth values and lists of these, is written in TOML as in JSON.
-    return [
-        f"# {name}: none, which only SweepConfig({name}=None) can say"
-        if value is None
-        else f"{name} = {json.dumps(value)}"
-        for name, value in changed.items()
-    ]
 
 
 def save_recipe(result: "SweepResult", out: Path) -> "Recipe":

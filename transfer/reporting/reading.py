@@ -114,7 +114,7 @@ def read_contents(folder: Path) -> Contents:
     except OSError as error:
         raise ConfigError(f"folder: {folder} cannot be read ({error.strerror})") from None
     sweeps = [_sweep(place) for place in places if _holds(place, _SWEEP_FILES)]
-    runs = [_run(place) for place in places if _holds(place, _RUN_FILES)]
+    runs = [read_run(place) for place in places if _holds(place, _RUN_FILES)]
     # What a plan is compared with comes after it.
     runs.sort(key=lambda run: run.rule == BASELINE_RULE)
     if not sweeps and not runs:
@@ -142,7 +142,8 @@ def _sweep(place: Path) -> SweepFolder:
     )
 
 
-def _run(place: Path) -> RunFolder:
+def read_run(place: Path) -> RunFolder:
+    """Read a target run's folder; a ConfigError names what is damaged in it."""
     # A resumed run repeats the steps after its checkpoint: what it says last holds.
     metrics = {line.step: line for line in _lines(place / "metrics.jsonl", MetricsLine)}
     return RunFolder(

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from widthwise.transfer.commands.sweep import as_options, as_toml
 from widthwise.transfer.recipe import Recipe, evidence_notes
 from widthwise.transfer.reporting import charts
 from widthwise.transfer.reporting.formats import PlanFile, PlanKind
 from widthwise.transfer.reporting.markup import Html, pairs, section, table, tag
 from widthwise.transfer.reporting.reading import Contents, RunFolder, SweepFolder
 from widthwise.transfer.reporting.summary import finalists, nats, number, plural
+from widthwise.transfer.sweep_files import as_options, as_toml
 
 
 def sections(contents: Contents) -> list[Html]:

@@ -1,0 +1,93 @@
+"""How a study stands, read by another process while it runs or after it died; nothing is written."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from widthwise.proxies.files import is_locked
+from widthwise.proxies.outcome import finite
+from widthwise.proxies.validation import ConfigError
+from widthwise.search.folders import STUDY
+
+DATABASES = ("study.db", "runs.db")
+# Errors that are told, the latest.
+MAX_ERRORS = 3
+
+
+def study_status(folder: Path) -> dict[str, Any] | None:
+    """Return how the study in `folder` stands, as plain data; None where there is none.
+
+    ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``stopped``), ``counts`` of trials by status,
+    ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
+    what it tried), ``running`` (trial, step and loss of its last evaluation) and ``errors`` (the latest, a line each).
+
+    Raises:
+        ConfigError: the study cannot be read.
+    """
+    path = next((folder / name for name in DATABASES if (folder / name).exists()), None)
+    if path is None:
+        return None
+    try:
+        study = _opened(path)
+        trials = study.get_trials(deepcopy=False)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"folder: {path} cannot be read as a study ({reason})") from error
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    return {
+        "kind": study.user_attrs.get("what", "sweep"),
+        "state": "running" if is_locked(folder) else "stopped",
+        "counts": _counts(trials),
+        "tokens": sum(trial.user_attrs.get("tokens", 0) for trial in ended),
+        "seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in ended), 1),
+        "best": _best(ended),
+        "running": [_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
+        "errors": _errors(ended),
+    }
+
+
+def _opened(path: Path) -> optuna.Study:
+    """Open a study such that SQLite refuses every write."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&uri=true"
+    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+    return optuna.load_study(storage=storage, study_name=STUDY)
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    return dict(
+        Counter(
+            trial.user_attrs.get("status", "failed")
+            if trial.state.is_finished()
+            else trial.state.name.lower()
+            for trial in trials
+        )
+    )
+
+
+def _best(ended: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    completed = [one for one in ended if one.user_attrs.get("status") == "completed"]
+    if not completed:
+        return None
+    best = min(completed, key=lambda one: one.values[0])
+    return {"trial": _name(best), "loss": best.values[0], **best.params}
+
+
+def _running(trial: FrozenTrial) -> dict[str, Any]:
+    step = trial.last_step
+    loss = None if step is None else finite(trial.intermediate_values[step])
+    return {"trial": _name(trial), "step": step, "loss": loss}
+
+
+def _errors(ended: Sequence[FrozenTrial]) -> list[str]:
+    failed = [one for one in ended if one.state == TrialState.FAIL]
+    return [f"{_name(one)}: {one.user_attrs.get('error', 'the worker died')}" for one in failed[-MAX_ERRORS:]]
+
+
+def _name(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("key", trial.number))

@@ -1,0 +1,116 @@
+"""How folders stand: read from another process, while it runs and afterwards, without a change to them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import Trial
+
+from widthwise.proxies import GPTConfig
+from widthwise.proxies.config import Horizon
+from widthwise.proxies.files import locked
+from widthwise.search import SearchSpace, SweepConfig
+from widthwise.search.ledger import Ledger
+from widthwise.transfer import cli
+
+
+def status(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["status", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Ledger:
+    """Return a sweep's books with a trial of every ending, and one that runs; a blank and a % in its path."""
+    config = SweepConfig(
+        model=GPTConfig(width=32, context=64),
+        horizon=Horizon(batch_tokens=1024, tokens=10240),
+        space=SearchSpace(lr=(0.02, 0.02), weight_decay=(0.5, 0.5), decay=("l2",)),
+    )
+    ledger = Ledger(config, tmp_path / "a 50% sweep", resume=False)
+    for _ in range(6):
+        trial = ledger.next()
+        assert isinstance(trial, Trial)
+        ledger.run(trial)
+    for number, loss in ((0, 3.5), (1, 4.5), (5, 4.25)):
+        ledger.report(number, 5, loss)
+    ledger.finish(0, "completed", {"loss": 3.25, "tokens": 10240, "seconds": 1.5})
+    ledger.finish(1, "stopped", {"loss": 4.5, "tokens": 5120, "seconds": 0.75})
+    ledger.finish(2, "diverged", {"loss": math.inf, "tokens": 1024, "seconds": 0.25})
+    ledger.finish(3, "failed", {"error": "OSError: no space left"})
+    ledger.finish(4, "failed", {})
+    return ledger
+
+
+def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
+    capsys: pytest.CaptureFixture[str], swept: Ledger
+) -> None:
+    before = contents(swept.out)
+    said = [
+        "  1 completed, 1 stopped, 1 diverged, 2 failed, 1 running; 16,384 tokens in 2 s",
+        "  best: trial 0, loss 3.2500, lr 0.02, weight_decay 0.5, decay l2",
+        "  running: trial 5, loss 4.2500, step 5",
+        "  failed: trial 3: OSError: no space left",
+        "  failed: trial 4: the worker died",
+    ]
+    running = status(capsys, swept.out)
+    assert running == (0, "\n".join([f"{swept.out}: sweep, running", *said, ""]), "")
+    swept.close()
+    stopped = status(capsys, swept.out)
+    assert stopped == (0, "\n".join([f"{swept.out}: sweep, stopped", *said, ""]), "")
+    assert contents(swept.out) == before
+    (swept.out / "recipe.json").write_text("{}")
+    _, printed, _ = status(capsys, swept.out.parent, "--json")
+    [part] = json.loads(printed)["parts"]
+    assert (part["state"], part["best"]["loss"], part["running"]) == (
+        "finished",
+        3.25,
+        [{"trial": "5", "step": 5, "loss": 4.25}],
+    )
+
+
+def write_target(folder: Path, **result: Any) -> None:
+    folder.mkdir()
+    (folder / ".lock").touch()
+    plan = {"rule": "fan-sqrt", "ratios": {}, "kinds": {}, "model": {"width": 128}}
+    (folder / "plan.json").write_text(
+        json.dumps({**plan, "horizon": {"batch_tokens": 1024, "tokens": 90_000}})
+    )
+    line = {"step": 30, "tokens": 30_000, "loss": 2.5, "tokens_per_second": 500.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    if result:
+        (folder / "result.json").write_text(json.dumps({"steps": 30, "seconds": 60.0, **result}))
+
+
+def test_a_target_run_is_seen_as_it_runs_and_when_it_has_ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_target(tmp_path / "one")
+    write_target(tmp_path / "two", status="diverged", loss=None, tokens=30_000)
+    with locked(tmp_path / "one"):
+        seen = status(capsys, tmp_path)
+    speed = "500 tokens/s"
+    assert seen[1].splitlines() == [
+        f"{tmp_path / 'one'}: target, running",
+        f"  30,000 of 90,000 tokens, validation loss 2.5000, {speed}, 2 min left",
+        f"{tmp_path / 'two'}: target, finished",
+        f"  30,000 of 90,000 tokens, diverged, {speed}",
+    ]
+    assert status(capsys, tmp_path / "one")[1].startswith(f"{tmp_path / 'one'}: target, stopped\n")
+
+
+def test_a_folder_with_nothing_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = f"folder: {tmp_path} holds no sweep, check or target run"
+    assert status(capsys, tmp_path) == (2, "", f"widthwise: error: {message}\n")
+    (tmp_path / "study.db").write_text("no database")
+    code, _, said = status(capsys, tmp_path)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert said.startswith(f"widthwise: error: folder: {tmp_path / 'study.db'} cannot be read as a study (")

@@ -1,0 +1,70 @@
+"""``widthwise status``: how a sweep, a check or a target run stands."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Say how a sweep, a check or a target run stands, while it runs or afterwards."""
+
+    folder: Positional[Path]
+    """Its folder, or one whose subfolders are such."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Print what the folder says; nothing in it is changed."""
+        from widthwise.transfer.standing import standing
+
+        parts = standing(self.folder)
+        if self.json:
+            print(json.dumps({"parts": parts}))
+        else:
+            print("\n".join(line for part in parts for line in lines(part)))
+        return 0
+
+
+def lines(part: Mapping[str, Any]) -> list[str]:
+    """Return what is said of one folder."""
+    head = f"{part['folder']}: {part['kind']}, {part['state']}"
+    return [head, *(_of_target(part) if part["kind"] == "target" else _of_study(part))]
+
+
+def _of_target(part: Mapping[str, Any]) -> list[str]:
+    of = "" if part["of_tokens"] is None else f" of {part['of_tokens']:,}"
+    said = [f"{part['tokens']:,}{of} tokens"]
+    if part["loss"] is not None:
+        said.append(f"validation loss {part['loss']:.4f}")
+    if part["status"] not in (None, "completed"):
+        said.append(part["status"])
+    if part["tokens_per_second"]:
+        said.append(f"{part['tokens_per_second']:,.0f} tokens/s")
+    if part["seconds_left"] is not None:
+        said.append(f"{part['seconds_left'] / 60:.0f} min left")
+    return [f"  {', '.join(said)}"]
+
+
+def _of_study(part: Mapping[str, Any]) -> list[str]:
+    counts = [f"{count} {status}" for status, count in part["counts"].items()]
+    said = [f"  {', '.join(counts) or 'no trial yet'}; {part['tokens']:,} tokens in {part['seconds']:,.0f} s"]
+    if part["best"] is not None:
+        said.append(f"  best: trial {_trial(part['best'])}")
+    said += [f"  running: trial {_trial(one)}" for one in part["running"]]
+    return said + [f"  failed: trial {error}" for error in part["errors"]]
+
+
+def _trial(one: Mapping[str, Any]) -> str:
+    """Return a trial's name, loss, and what else is known of it."""
+    loss = "no loss yet" if one["loss"] is None else f"loss {one['loss']:.4f}"
+    rest = [f"{name} {_short(value)}" for name, value in one.items() if name not in ("trial", "loss")]
+    return f"{one['trial']}, {', '.join([loss, *rest])}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,56 @@
+"""How sweeps, checks and target runs stand, from their folders alone."""
+
+from pathlib import Path
+from typing import Any
+
+from widthwise.proxies.files import is_locked
+from widthwise.proxies.validation import ConfigError
+from widthwise.search.status import study_status
+from widthwise.transfer.reporting.reading import RunFolder, read_run
+
+# What a study writes when it has ended.
+_ENDS = ("recipe.json", "check.json")
+
+
+def standing(folder: Path) -> list[dict[str, Any]]:
+    """Return how everything in `folder` and its direct subfolders stands, as plain data.
+
+    Raises:
+        ConfigError: there is nothing, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"folder: {folder} is not a folder")
+    places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
+    found = [{"folder": str(place), **part} for place in places if (part := _part(place)) is not None]
+    if not found:
+        raise ConfigError(f"folder: {folder} holds no sweep, check or target run")
+    return found
+
+
+def _part(place: Path) -> dict[str, Any] | None:
+    if (place / "plan.json").exists():
+        return _target(place, read_run(place))
+    study = study_status(place)
+    if study is not None and study["state"] == "stopped" and any((place / end).exists() for end in _ENDS):
+        return {**study, "state": "finished"}
+    return study
+
+
+def _target(place: Path, run: RunFolder) -> dict[str, Any]:
+    last = run.metrics[-1] if run.metrics else None
+    horizon = run.plan.horizon if run.plan else None
+    tokens = horizon.tokens if horizon else None
+    speed = last.tokens_per_second if last else None
+    state = "finished" if run.result else "running" if is_locked(place) else "stopped"
+    left = (tokens - run.tokens) / speed if state == "running" and tokens and speed else None
+    return {
+        "kind": "target",
+        "state": state,
+        "status": run.result.status if run.result else None,
+        "width": run.width,
+        "tokens": run.tokens,
+        "of_tokens": tokens,
+        "loss": run.loss,
+        "tokens_per_second": speed,
+        "seconds_left": None if left is None else round(left, 1),
+    }
