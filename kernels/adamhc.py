@@ -259,6 +259,8 @@ class AdamHC(Optimizer):
                 return self._plan, []
             self._means.trust(self._plan.untouched())
             self._plan = None
+        if self.backend == "cuda":
+            cuda.check_not_capturing()
         work = [(group, _with_gradient(group["params"])) for group in self.param_groups]
         fast = backends.FAST.get(self.backend)
         if fast is None:

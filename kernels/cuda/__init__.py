@@ -4,6 +4,6 @@ python -m widthwise.kernels.cuda sm_80 sm_90 sm_100    # what the compiler makes
 """
 
 from widthwise.kernels.cuda.driver import origin, unavailable
-from widthwise.kernels.cuda.plan import Plan, abs_means, fits
+from widthwise.kernels.cuda.plan import Plan, abs_means, check_not_capturing, fits
 
-__all__ = ["Plan", "abs_means", "fits", "origin", "unavailable"]
+__all__ = ["Plan", "abs_means", "check_not_capturing", "fits", "origin", "unavailable"]

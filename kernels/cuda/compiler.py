@@ -97,8 +97,8 @@ def nvrtc(cuda: str | None) -> Nvrtc:
             major, minor = ctypes.c_int(), ctypes.c_int()
             functions.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
             return Nvrtc(functions=functions, path=path, version=(major.value, minor.value))
-    wanted = f" {suffix}" if cuda else ""
-    raise BuildError(f"no NVRTC{wanted} (pip install nvidia-cuda-nvrtc)")
+    package = "nvidia-cuda-nvrtc-cu12" if suffix == "12" else "nvidia-cuda-nvrtc"
+    raise BuildError(f"no NVRTC{' ' + suffix if cuda else ''} (pip install {package})")
 
 
 def cubin(architecture: str, cuda: str | None) -> bytes:

@@ -46,6 +46,12 @@ def abs_means(params: Sequence[Tensor]) -> Tensor:
     return means
 
 
+def check_not_capturing() -> None:
+    """Refuse to make states and tables while a graph is captured, which would not fill them before a replay."""
+    if driver.is_capturing():
+        raise ValueError("step: must be done once, with the same parameters, before a graph captures it")
+
+
 class Plan:
     """Parameters that are updated together, with all that stays the same from one step to the next.
 
@@ -53,14 +59,12 @@ class Plan:
     the work is all that the groups have to do.
 
     Raises:
-        ValueError: if a graph is being captured, or a state has a tensor of a wrong shape.
+        ValueError: if a state has a tensor of a wrong shape.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], state: Mapping[Tensor, State], work: list[Work], *, complete: bool
     ) -> None:
-        if driver.is_capturing():
-            raise ValueError("step: must be done once, with the same parameters, before a graph captures it")
         self._groups, self._state, self._complete = groups, state, complete
         self._work = [item for item in work if item.params]
         self._params = [param for item in self._work for param in item.params]

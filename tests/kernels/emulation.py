@@ -2,6 +2,7 @@
 
 import ctypes
 import tempfile
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -13,29 +14,60 @@ from widthwise.kernels import library
 from widthwise.kernels.cuda import driver
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch, with its arguments as they were."""
+
+    kernel: str
+    blocks: int
+    arguments: tuple[bytes, ...]
+
+    def run(self, *, first: int = 0, backwards: bool = False) -> None:
+        """Run the blocks from `first` on; `backwards` lets the threads of a block take turns in that order."""
+        buffers = [ctypes.create_string_buffer(content, len(content)) for content in self.arguments]
+        addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
+        start, stop = ctypes.c_longlong(first), ctypes.c_longlong(self.blocks)
+        _emulator().emulate(self.kernel.encode(), start, stop, addresses, backwards)
+
+
+@dataclass
+class Emulation:
+    """A device that is the CPU. It notes launches, and does not run them while `capturing` a graph."""
+
+    capturing: bool = False
+    running: bool = True
+    backwards: bool = False
+    launches: list[Launch] = field(default_factory=list)
+    uploads: int = 0
+
+    def launch(self, device: torch.device, kernel: str, blocks: int, *arguments: driver.Buffer) -> None:
+        launch = Launch(kernel, blocks, tuple(argument.raw for argument in arguments))
+        self.launches.append(launch)
+        if self.running and not self.capturing:
+            launch.run(backwards=self.backwards)
+
+    def upload(self, target: Tensor, content: bytes) -> None:
+        assert not self.capturing
+        self.uploads += 1
+        target.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+
+def emulate(monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    """Put the CPU in the place of the device."""
+    emulation = Emulation()
+    monkeypatch.setattr(driver, "reaches", lambda tensor: tensor.is_cpu)
+    monkeypatch.setattr(driver, "is_capturing", lambda: emulation.capturing)
+    monkeypatch.setattr(driver, "upload", emulation.upload)
+    monkeypatch.setattr(driver, "launch", emulation.launch)
+    monkeypatch.setattr(driver, "unavailable", lambda device: None)
+    return emulation
+
+
 @cache
-def emulator() -> ctypes.CDLL:
+def _emulator() -> ctypes.CDLL:
     """Compile emulator.cpp with the machine's C++ compiler."""
-    compiler = next(library._compilers())
+    compiler = next(library._compilers(), None)
+    assert compiler is not None, "the emulation needs a C++ compiler"
     with tempfile.TemporaryDirectory() as folder:
         compiler.compile(Path(__file__).with_name("emulator.cpp"), Path(folder) / "emulator.so")
         return ctypes.CDLL(str(Path(folder) / "emulator.so"))
-
-
-def emulate(monkeypatch: pytest.MonkeyPatch, *, backwards: bool = False) -> list[str]:
-    """Let the driver's functions reach memory on CPU; return the list of kernels that are launched from now on."""
-    launched: list[str] = []
-
-    def launch(device: torch.device, kernel: str, blocks: int, *arguments: driver.Buffer) -> None:
-        launched.append(kernel)
-        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        emulator().emulate(kernel.encode(), ctypes.c_longlong(blocks), addresses, backwards)
-
-    def upload(target: Tensor, content: bytes) -> None:
-        target.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-
-    monkeypatch.setattr(driver, "reaches", lambda tensor: tensor.is_cpu)
-    monkeypatch.setattr(driver, "is_capturing", lambda: False)
-    monkeypatch.setattr(driver, "upload", upload)
-    monkeypatch.setattr(driver, "launch", launch)
-    return launched

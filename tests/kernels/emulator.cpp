@@ -51,10 +51,11 @@ bool resume(int thread) {
 
 static void __syncthreads() { swapcontext(&fibers[threadIdx.x], &scheduler); }
 
-extern "C" void emulate(const char* name, long long blocks, const void* const* parameters, int backwards) {
+extern "C" void emulate(const char* name, long long first, long long blocks, const void* const* parameters,
+                        int backwards) {
     kernel = name;
     arguments = parameters;
-    for (long long block = 0; block < blocks; ++block) {
+    for (long long block = first; block < blocks; ++block) {
         blockIdx.x = (unsigned)block;
         for (int i = 0; i < THREADS; ++i) {
             finished[i] = false;
