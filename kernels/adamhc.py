@@ -247,10 +247,10 @@ class AdamHC(Optimizer):
     def _is_skipped(self, shards: Shards | None) -> bool:
         """Tell whether GradScaler wants the step skipped; the CUDA back end finds that out on the device."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        on_device = isinstance(self._plan, cuda.Plan) and all(map(cuda.fits, self._params()))
-        if found_inf is None or on_device:
+        if found_inf is None:
             return False
-        return (shards.greatest(found_inf) if shards else found_inf).item() != 0
+        on_device = isinstance(self._plan, cuda.Plan) and all(map(cuda.fits, self._params()))
+        return not on_device and (shards.greatest(found_inf) if shards else found_inf).item() != 0
 
     def _divide(self) -> tuple[cpu.Plan | cuda.Plan | None, Work]:
         """Return the plan for parameters that fit the fast back end, and what is left to the reference."""

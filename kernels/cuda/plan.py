@@ -11,6 +11,7 @@ there; the step count; the clip factor; `found_inf`; and the groups' other optio
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -174,8 +175,8 @@ class Plan:
         """Return what must not change, and its tensors, to be held: their memory must not become another's."""
         tensors: list[Tensor] = list(self._params)
         for item in self._work:
-            names = _names(item.group)
-            tensors += [self._state[param][name] for param in item.params for name in names]
+            states = map(self._state.__getitem__, item.params)
+            tensors += chain.from_iterable(map(itemgetter(*_names(item.group)), states))
         return (
             list(map(id, chain.from_iterable([group["params"] for group in self._groups]))),
             list(map(Tensor.data_ptr, tensors)),
