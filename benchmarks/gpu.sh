@@ -3,7 +3,7 @@
 #
 # Runs the gpu tests (graph replay beside eager steps, repeatability, offsets beyond 2^31), compute-sanitizer's
 # memcheck and racecheck on a small case, ncu's memory throughput, and the benchmark's tables, and writes them to
-# FOLDER as Markdown and logs. Needs torch and pytest; nothing is installed. PYTHON names another interpreter.
+# FOLDER as Markdown and logs. Needs torch, numpy, pytest and pytest-timeout; nothing is installed. PYTHON names another interpreter.
 # Ends with 1 if a test or a check fails; a tool that is not there is noted and passed over.
 set -u
 if [ $# -ne 1 ]; then

@@ -277,7 +277,8 @@ class AdamHC(Optimizer):
         """Give the fast back end parameters of one group, with states that have all it needs."""
         states = [self._state_of(param) for param in params]
         if group["decay"] in validation.HUBER:
-            self._means.refresh(group, params, states, fast.abs_means)
+            for alike in _alike(params):
+                self._means.refresh(group, alike, list(map(self._state_of, alike)), fast.abs_means)
         return cpu.Work(group=group, params=params, states=states)
 
     def _step_alike(self, group: dict[str, Any], params: list[Tensor], factor: Tensor | None) -> None:

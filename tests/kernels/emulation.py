@@ -59,7 +59,6 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Emulation:
     monkeypatch.setattr(driver, "is_capturing", lambda: emulation.capturing)
     monkeypatch.setattr(driver, "upload", emulation.upload)
     monkeypatch.setattr(driver, "launch", emulation.launch)
-    monkeypatch.setattr(driver, "unavailable", lambda device: None)
     return emulation
 
 

@@ -414,6 +414,7 @@ def test_a_scheduler_drives_a_graph() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_step_does_not_wait_for_the_device(scaled: bool) -> None:
     device = torch.device("cuda", 0)
