@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from widthwise.transfer import LaunchOptions, Recipe, cli, rulebook
+from widthwise.transfer.commands.launch import Launch
+from widthwise.transfer.commands.submitting import _own_files
 from widthwise.transfer.launching import _spec
 
 SOURCE = """
@@ -67,6 +69,13 @@ def test_a_run_has_its_values_and_its_name(recipe: str) -> None:
     # Workers get values alone, so that they need not have the module.
     assert _spec(plan, LaunchOptions(), None).settings["matrix"].lr == 0.02 / 4
     assert plan.document()["rule"] == "my_rules:steep"
+
+
+@pytest.mark.parametrize(("rule", "files"), [("my_rules:steep", ["my_rules.py"]), ("fan-sqrt", [])])
+def test_a_submitted_run_takes_the_module_along(recipe: str, rule: str, files: list[str]) -> None:
+    command = Launch(recipe=Path(recipe), width=128, rule=rule)
+    plan = Recipe.load(recipe).at(width=128, rule=rule)
+    assert _own_files(command, plan) == [Path.cwd() / name for name in files]
 
 
 @pytest.mark.parametrize("command", ["scale", "launch"])
