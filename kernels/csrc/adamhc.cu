@@ -7,9 +7,8 @@
 // this file for a CPU.
 #include "adamhc.h"
 
-using namespace adamhc;
-
-namespace {
+// Not an unnamed namespace, whose mangled names are other ones each time: the same source gives the same cubin.
+namespace adamhc {
 
 constexpr int CAPACITY = 2048;                   // tensors of a launch; arguments may be 32,764 bytes
 constexpr int THREADS = 256;
@@ -189,7 +188,9 @@ __device__ __forceinline__ long long stop_of(const Record& r, long long start) {
     return start + CHUNK < r.numel ? start + CHUNK : r.numel;
 }
 
-}  // namespace
+}  // namespace adamhc
+
+using namespace adamhc;
 
 // One block per chunk: θ, m and v in place, and Σ|θ'| of the chunk.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -225,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamhc_measure(const __gri
     if (threadIdx.x == 0) batch.sums[blockIdx.x] = sum;
 }
 
-namespace {
+namespace adamhc {
 
 // Σ of a tensor's chunks, for thread 0.
 __device__ __forceinline__ double tensor_sum(const Batch& batch, int tensor) {
@@ -235,7 +236,7 @@ __device__ __forceinline__ double tensor_sum(const Batch& batch, int tensor) {
     return block_sum(share);
 }
 
-}  // namespace
+}  // namespace adamhc
 
 // One block per tensor, after `update`: the step count, μ, and the mean of the new weights.
 extern "C" __global__ void __launch_bounds__(THREADS) adamhc_finish(const __grid_constant__ Batch batch) {

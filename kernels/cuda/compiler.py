@@ -8,6 +8,7 @@ renamed, so that processes may compile at once and be killed at any time.
 import ctypes
 import glob
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ SOURCE = CSRC / "adamhc.cu"
 # Division and square root are the device's own, at most 2 units in the last place off: the exact ones take slow
 # paths, and registers.
 FLAGS = ("--std=c++17", "--fmad=false", "--prec-div=false", "--prec-sqrt=false")
+
+_logger = logging.getLogger("widthwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,17 @@ def cubin(architecture: str, cuda: str | None) -> bytes:
         BuildError: if it cannot be compiled.
     """
     found = nvrtc(cuda)
-    return cached(_key(found, architecture), lambda: found.compile(architecture)[0])
+
+    def compiled() -> bytes:
+        _logger.warning(
+            "compiling %s with NVRTC %s for %s: once, for a second or two",
+            SOURCE.name,
+            found.name,
+            architecture,
+        )
+        return found.compile(architecture)[0]
+
+    return cached(_key(found, architecture), compiled)
 
 
 def cached(key: str, make: Callable[[], bytes]) -> bytes:

@@ -66,8 +66,10 @@ def test_a_mistake_in_the_source_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         compiler.nvrtc(torch.version.cuda).compile("sm_90")
 
 
-def test_the_cubin_is_kept(cache: Path) -> None:
+def test_the_cubin_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = compiler.cubin("sm_90", torch.version.cuda)
+    name = compiler.nvrtc(torch.version.cuda).name
+    assert caplog.messages == [f"compiling adamhc.cu with NVRTC {name} for sm_90: once, for a second or two"]
     (path,) = cache.iterdir()
     assert path.read_bytes() == first
     assert compiler.cached(path.stem.rpartition("-")[0], _not_again) == first
@@ -91,8 +93,8 @@ def test_a_damaged_cubin_is_compiled_again(damage: bytes, cache: Path) -> None:
     assert [file.read_bytes() for file in cache.iterdir()] == [b"cubin"]
 
 
-def test_many_at_once(cache: Path) -> None:
-    """As Ray's workers are: each gets the whole cubin, and one file is left."""
+def test_two_at_once(cache: Path) -> None:
+    """As Ray's workers are: each gets the whole cubin, the same one, and one file is left."""
     program = (
         "import hashlib, torch; from widthwise.kernels.cuda import compiler;"
         "print(hashlib.sha256(compiler.cubin('sm_90', torch.version.cuda)).hexdigest())"
@@ -103,8 +105,8 @@ def test_many_at_once(cache: Path) -> None:
             [sys.executable, "-c", program], check=True, capture_output=True, text=True
         ).stdout
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = set(pool.map(ask, range(4)))
+    with ThreadPoolExecutor(2) as pool:
+        answers = set(pool.map(ask, range(2)))
     assert len(answers) == 1
     (path,) = cache.iterdir()
     assert path.read_bytes() == compiler.cubin("sm_90", torch.version.cuda)
