@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError
+from widthwise.search.nodes import require_same_version
 
 # Seconds for an address to answer; the command line promises an error within 20.
 ANSWER_SECONDS = 8
@@ -47,10 +48,15 @@ def ray_session(
         if modules:
             local["runtime_env"] = {"py_modules": list(modules)}
 
-        for name in ("ray", "ray.tune", "ray.train"):
+        for name in ("ray", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # A trial whose worker or node died: 30 lines each, and we say it in one.
+        for name in ("ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         try:
+            if address is not None:
+                require_same_version(ray)
             with _terminated_as_interrupted():
                 yield ray
         finally:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def real_shard(corpora: Path, real_text: Path, tmp_path_factory: pytest.TempPath
         path = tmp_path_factory.mktemp("shard") / "pairs.bin"
         path.write_bytes(struct.pack("<256i", 20240520, 1, len(text) // 2, *[0] * 253) + text)
     return path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import ipaddress
 import json
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -250,16 +249,10 @@ HEAD = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_sweep_on_a_cluster_leaves_it_running(
-    start: Callable[..., Any], real_text: Path, tmp_path: Path
+    start: Callable[..., Any], real_text: Path, tmp_path: Path, free_port: int
 ) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port}"
     # A short name: the paths of Ray's sockets may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         ports = ["--port", address.partition(":")[2], "--temp-dir", folder]

@@ -1,0 +1,49 @@
+"""The nodes of a cluster: whether each can run what this process sends it."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from widthwise.proxies.validation import ConfigError
+
+# Seconds for a node to start a worker and answer; a busy one may take long.
+ANSWER_SECONDS = 60
+
+
+def require_same_version(ray: Any) -> None:
+    """Raise a ConfigError unless every living node of the cluster has this version of widthwise installed."""
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    # Within the function, so that Ray sends it as it is: a node without the package could not import it.
+    def installed() -> str | None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("widthwise")
+        except PackageNotFoundError:
+            return None
+
+    asking = ray.remote(num_cpus=0, max_retries=0)(installed)
+    answers = {
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": asking.options(
+            scheduling_strategy=On(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    try:
+        found = dict(zip(answers, ray.get(list(answers.values()), timeout=ANSWER_SECONDS), strict=True))
+    except RayError as error:
+        rule = f"every node of the cluster must answer within {ANSWER_SECONDS} s"
+        raise ConfigError(f"address: {rule}, got {type(error).__name__}") from None
+    refuse_others(found, version("widthwise"))
+
+
+def refuse_others(found: Mapping[str, str | None], own: str) -> None:
+    """Raise a ConfigError that names the first node on which another version was found, or none."""
+    for node, installed in found.items():
+        if installed != own:
+            has = "no widthwise" if installed is None else f"widthwise {installed}"
+            rule = f"every node must have widthwise {own}, as this machine has"
+            raise ConfigError(f"address: {rule}, got {has} on node {node}; install it there")
