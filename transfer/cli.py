@@ -35,6 +35,7 @@ COMMANDS = {
     "rules": "rules.Rules",
     "table": "table.Table",
     "launch": "launch.Launch",
+    "export": "export.Export",
     "jobs": "jobs.Jobs",
     "logs": "logs.Logs",
     "stop": "stop.Stop",
