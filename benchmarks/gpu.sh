@@ -16,6 +16,10 @@ PYTHON=${PYTHON:-python3}
 PYTHONPATH=$PWD/.typing${PYTHONPATH:+:$PYTHONPATH} # the namespace, without an installation
 PYTHONSAFEPATH=1
 export PYTHONPATH PYTHONSAFEPATH
+if ! "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then
+    echo "torch has no CUDA device here" >&2
+    exit 2
+fi
 REPORT=$OUT/gpu.md
 failed=0
 
