@@ -24,8 +24,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from widthwise.proxies import GPTConfig, Horizon, Hyperparameters, RunOptions
+from widthwise.proxies.observing import SAMPLED_STEPS
 from widthwise.proxies.outcome import Metrics
 from widthwise.proxies.runs import RunSpec, base_settings, run
+from widthwise.proxies.schedule import schedule
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "decay"
 SEEDS = (0, 1, 2)
@@ -34,12 +36,18 @@ BATCH_TOKENS = 1024
 Row = dict[str, Any]
 
 
-def trained(tuned: Hyperparameters, *, steps: int, evaluations: int, seed: int) -> list[Metrics]:
-    """Train a proxy of width 64 with diagnostics; return its history."""
+def linear(steps: int) -> Horizon:
+    return Horizon(batch_tokens=BATCH_TOKENS, tokens=steps * BATCH_TOKENS, schedule="linear")
+
+
+def trained(
+    tuned: Hyperparameters, horizon: Horizon, *, width: int, evaluations: int, seed: int
+) -> list[Metrics]:
+    """Train a proxy with diagnostics; return its history."""
     spec = RunSpec(
-        model=GPTConfig(width=64, depth=2, head_dim=16, context=64),
-        base_width=64,
-        horizon=Horizon(batch_tokens=BATCH_TOKENS, tokens=steps * BATCH_TOKENS, schedule="linear"),
+        model=GPTConfig(width=width, depth=2, head_dim=16, context=64),
+        base_width=width,
+        horizon=horizon,
         hyperparameters=tuned,
         settings=base_settings(tuned),
         data="python",
@@ -54,25 +62,30 @@ def trained(tuned: Hyperparameters, *, steps: int, evaluations: int, seed: int) 
 
 def correction() -> list[Row]:
     """Return a row per run and evaluation."""
-    rows = []
+    rows, horizon = [], linear(1500)
     for corrected, seed in product((False, True), SEEDS):
         tuned = Hyperparameters(lr=0.02, weight_decay=1.0, decay="l2", corrected=corrected)
-        history = trained(tuned, steps=1500, evaluations=75, seed=seed)
-        rows += [{"corrected": corrected, "seed": seed, **_gradients(tuned, one)} for one in history]
+        history = trained(tuned, horizon, width=64, evaluations=75, seed=seed)
+        rows += [{"corrected": corrected, "seed": seed, **_gradients(tuned, horizon, one)} for one in history]
     return rows
 
 
-def _gradients(tuned: Hyperparameters, metrics: Metrics) -> Row:
-    """Return what the matrices tell at one evaluation; ratios of updates are divided by η, which leaves those of u."""
+def _gradients(tuned: Hyperparameters, horizon: Horizon, metrics: Metrics) -> Row:
+    """Return what the matrices tell at one evaluation; ratios of updates are divided by η, which leaves those of u.
+
+    η is the mean over the sampled steps, as the ratios are.
+    """
     measured = metrics.diagnostics
     assert measured is not None
     matrices = [one for one in measured.parameters.values() if one.kind == "matrix"]
-    size, lr = sum(one.size for one in matrices), tuned.lr * metrics.lr_factor
+    size = sum(one.size for one in matrices)
+    factor = mean(schedule(horizon, step) for step in range(metrics.step - SAMPLED_STEPS, metrics.step))
+    lr = tuned.lr * factor
 
     def average(name: str) -> float:
         return math.fsum(getattr(one, name) * one.size for one in matrices) / size
 
-    strength = tuned.weight_decay * (metrics.lr_factor if tuned.corrected else 1.0)
+    strength = tuned.weight_decay * (factor if tuned.corrected else 1.0)
     return {
         "step": metrics.step,
         "loss": metrics.loss,
@@ -132,15 +145,15 @@ def _line(axis: Any, rows: list[Row], corrected: bool, name: str, **style: Any) 
 
 def huber() -> list[Row]:
     """Return a row per (c, λ, seed): the loss with Huber decay, κ̂, and AdamW's loss at λ times the mean κ̂."""
-    rows = []
+    rows, horizon = [], linear(400)
     for huber_c, weight_decay in product((1.0, 2.0), (1.0, 2.0, 4.0, 8.0)):
         tuned = Hyperparameters(lr=0.04, weight_decay=weight_decay, huber_c=huber_c)
-        histories = [trained(tuned, steps=300, evaluations=10, seed=seed) for seed in SEEDS]
+        histories = [trained(tuned, horizon, width=32, evaluations=10, seed=seed) for seed in SEEDS]
         kappa = mean(map(_kappa, histories))
         matched = tuned.model_copy(
             update={"decay": "l2", "huber_c": None, "weight_decay": kappa * weight_decay}
         )
-        plain = [trained(matched, steps=300, evaluations=10, seed=seed) for seed in SEEDS]
+        plain = [trained(matched, horizon, width=32, evaluations=10, seed=seed) for seed in SEEDS]
         rows += [
             {
                 "huber_c": huber_c,
@@ -183,6 +196,10 @@ def draw_huber(rows: list[Row]) -> None:
     _save(figure, "huber")
 
 
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def _save(figure: Any, name: str) -> None:
     figure.savefig(RESULTS / f"{name}.png", dpi=90)
 
@@ -206,8 +223,8 @@ def main() -> None:
     train, draw = EXPERIMENTS[arguments.experiment]
     path = RESULTS / f"{arguments.experiment}.json"
     if not arguments.draw:
-        rows = train()
-        path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        lines = [json.dumps({name: _rounded(value) for name, value in row.items()}) for row in train()]
+        path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     draw(json.loads(path.read_text()))
 
 

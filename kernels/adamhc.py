@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from widthwise.kernels import backends, cpu, reference, sharding, validation
+from widthwise.kernels import backends, cpu, cuda, reference, sharding, validation
 from widthwise.kernels.means import WeightMeans
 from widthwise.kernels.reference import Batch, Decay
 from widthwise.kernels.sharding import Shards
@@ -54,15 +54,14 @@ class AdamHC(Optimizer):
         max_lr: the group's peak learning rate; defaults to its `lr` at construction.
         clip_norm: scale the gradients down to this global norm over all groups, leaving `param.grad` as it
             is. Infinity computes `grad_norm` and clips nothing.
-        backend: "auto", "cpu" or "reference"; "cuda" is not shipped in this version. The CPU back end is
-            compiled at its first use on a machine; "auto" is the reference where that fails, or where a
-            parameter is not on CPU. It takes contiguous float32 parameters; any other is always updated by
-            the reference.
+        backend: "auto", "cuda", "cpu" or "reference". The first two are compiled at their first use on a
+            machine; "auto" is "cuda" or "cpu" where all parameters are there and that succeeds, else the
+            reference. They take contiguous float32 parameters; any other is always updated by the reference.
 
     Attributes:
-        backend: the back end in use, "cpu" or "reference".
+        backend: the back end in use, "cuda", "cpu" or "reference".
         grad_norm: norm of the (unscaled) gradients before clipping at the last step, a 0-dim tensor; None
-            where it was not computed, that is without `clip_norm` or after a skipped step.
+            where it was not computed, that is without `clip_norm` or, but for "cuda", after a skipped step.
 
     Raises:
         ValueError: if an argument is outside its range, or a parameter is half precision, complex or not summed yet
@@ -75,7 +74,7 @@ class AdamHC(Optimizer):
     backend: str
     grad_norm: Tensor | None
     _means: WeightMeans
-    _plan: cpu.Plan | None
+    _plan: cpu.Plan | cuda.Plan | None
     _shards: Shards | None
     _is_sharded: bool
 
@@ -149,6 +148,12 @@ class AdamHC(Optimizer):
             validation.check_decay_scale(multiplier)
         for param, multiplier in multipliers.items():
             self.state[param]["decay_scale"] = float(multiplier)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring changed options of the groups to the device: needed before a replay of a captured step only."""
+        if isinstance(self._plan, cuda.Plan):
+            self._plan.refresh()
 
     def remeasure(self) -> None:
         """Measure the weights anew before the next step; needed only after an edit through ``param.data``."""
@@ -175,8 +180,7 @@ class AdamHC(Optimizer):
                 loss = closure()
         self.grad_norm = None
         shards = self._present_shards()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None and (shards.greatest(found_inf) if shards else found_inf).item() != 0:
+        if self._is_skipped(shards):
             return loss
         if shards is not None:
             self.grad_norm = shards.step(self.clip_norm)
@@ -185,7 +189,7 @@ class AdamHC(Optimizer):
         grads = [] if plan is None else plan.gradients()
         factor = self._gradient_factor()
         if plan is not None:
-            plan.run(grads, 1.0 if factor is None else factor.item())
+            plan.run(grads, factor, getattr(self, "found_inf", None))
         for group, params in rest:
             for alike in _alike(params):
                 self._step_alike(group, alike, factor)
@@ -219,7 +223,7 @@ class AdamHC(Optimizer):
         """Restore from a pickle, a copy or, as torch calls it, a state dict."""
         super().__setstate__(state)
         self._begin_books()
-        if state.get("backend") == "cpu":  # from another machine, perhaps
+        if state.get("backend") in backends.FAST:  # from another machine, perhaps
             self.backend = backends.resolve("auto", self._params())
 
     def _begin_books(self) -> None:
@@ -240,29 +244,41 @@ class AdamHC(Optimizer):
             self._shards = Shards(self, lambda groups: type(self)(groups, backend=backend))
         return self._shards
 
-    def _divide(self) -> tuple[cpu.Plan | None, Work]:
-        """Return the plan for parameters that fit the CPU back end, and what is left to the reference."""
+    def _is_skipped(self, shards: Shards | None) -> bool:
+        """Tell whether GradScaler wants the step skipped; the CUDA back end finds that out on the device."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return False
+        on_device = isinstance(self._plan, cuda.Plan) and all(map(cuda.fits, self._params()))
+        return not on_device and (shards.greatest(found_inf) if shards else found_inf).item() != 0
+
+    def _divide(self) -> tuple[cpu.Plan | cuda.Plan | None, Work]:
+        """Return the plan for parameters that fit the fast back end, and what is left to the reference."""
         if self._plan is not None:
             if self._plan.holds(self.param_groups, self.state):
                 return self._plan, []
             self._means.trust(self._plan.untouched())
             self._plan = None
+        if self.backend == "cuda":
+            cuda.check_not_capturing()
         work = [(group, _with_gradient(group["params"])) for group in self.param_groups]
-        if self.backend != "cpu":
+        fast = backends.FAST.get(self.backend)
+        if fast is None:
             return None, work
         fitting = [
-            self._work(group, [param for param in params if cpu.fits(param)]) for group, params in work
+            self._work(fast, group, [param for param in params if fast.fits(param)]) for group, params in work
         ]
-        rest = [(group, [param for param in params if not cpu.fits(param)]) for group, params in work]
+        rest = [(group, [param for param in params if not fast.fits(param)]) for group, params in work]
         complete = not any(params for _, params in rest)
-        self._plan = cpu.Plan(self.param_groups, self.state, fitting, complete=complete)
+        self._plan = fast.Plan(self.param_groups, self.state, fitting, complete=complete)
         return self._plan, rest
 
-    def _work(self, group: dict[str, Any], params: list[Tensor]) -> cpu.Work:
-        """Give the CPU back end parameters of one group, with states that have all it needs."""
+    def _work(self, fast: backends.Backend, group: dict[str, Any], params: list[Tensor]) -> cpu.Work:
+        """Give the fast back end parameters of one group, with states that have all it needs."""
         states = [self._state_of(param) for param in params]
         if group["decay"] in validation.HUBER:
-            self._means.refresh(group, params, states, cpu.abs_means)
+            for alike in _alike(params):
+                self._means.refresh(group, alike, list(map(self._state_of, alike)), fast.abs_means)
         return cpu.Work(group=group, params=params, states=states)
 
     def _step_alike(self, group: dict[str, Any], params: list[Tensor], factor: Tensor | None) -> None:

@@ -1,16 +1,18 @@
 """The back ends that do AdamHC's update, and the choice among them.
 
-`reference` takes every parameter. `cpu` takes those that `widthwise.kernels.cpu.fits`, and leaves the rest to
-the reference.
+`reference` takes every parameter. `cpu` and `cuda` take those that they say `fits`, and leave the rest to the
+reference.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from widthwise.kernels import cpu
+from widthwise.kernels import cpu, cuda
 from widthwise.kernels.library import Library
 
 NAMES = ("auto", "cuda", "cpu", "reference")
@@ -18,43 +20,69 @@ NAMES = ("auto", "cuda", "cpu", "reference")
 _logger = logging.getLogger("widthwise")
 
 
-def resolve(name: str, params: Iterable[Tensor]) -> str:
-    """Return "cpu" or "reference": what `name` stands for with these parameters on this machine.
+class Backend(Protocol):
+    """What a fast back end has, as a module."""
 
-    "auto" is the CPU back end where all parameters are on CPU and the machine can build it, which is tried
-    here; else the reference, which is announced once where the build is what failed.
+    Plan: Any  # a class with the methods of `cpu.Plan`
+
+    def fits(self, param: Tensor, /) -> bool:
+        """Tell whether it takes the parameter."""
+        ...
+
+    def abs_means(self, params: Sequence[Tensor], /) -> Tensor:
+        """Return mean|θ| of each tensor, shape (tensors,), summed as a step sums them."""
+        ...
+
+
+FAST: dict[str, Backend] = {"cpu": cpu, "cuda": cuda}
+
+
+def resolve(name: str, params: Iterable[Tensor]) -> str:
+    """Return "cuda", "cpu" or "reference": what `name` stands for with these parameters on this machine.
+
+    "auto" is the back end of the device type that all parameters are on, where the machine can build it, which
+    is tried here; else the reference, which is announced once where the build is what failed.
 
     Raises:
         ValueError: if there is no such back end, or it cannot be had.
     """
     if name not in NAMES:
         raise ValueError(f"backend: must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    if name == "cuda":
-        raise ValueError("backend: this version ships only 'cpu' and 'reference' (and 'auto'), got 'cuda'")
-    elsewhere = next((param.device for param in params if not param.is_cpu), None)
-    if name == "reference" or (name == "auto" and elsewhere is not None):
+    devices = list(dict.fromkeys(param.device for param in params)) or [torch.device("cpu")]
+    kind = devices[0].type if name == "auto" else name
+    elsewhere = next((device for device in devices if device.type != kind), None)
+    if kind not in FAST or (name == "auto" and elsewhere is not None):
         return "reference"
     if elsewhere is not None:
-        raise ValueError(f"backend: 'cpu' must have all parameters on CPU, got one on {elsewhere}")
-    return _cpu(required=name == "cpu")
-
-
-def describe() -> tuple[str, str | None]:
-    """Return the back end that CPU parameters get here, and why it is not the fast one if it is not."""
-    found = cpu.library_or_reason()
-    if isinstance(found, Library):
-        return f"cpu (built with {found.origin})", None
-    return "reference", found
-
-
-def _cpu(*, required: bool) -> str:
-    found = cpu.library_or_reason()
-    if isinstance(found, Library):
-        return "cpu"
-    if required:
-        raise ValueError(f"backend: 'cpu' must be built first, and cannot be: {found}")
-    _announce(found)
+        raise ValueError(
+            f"backend: {name!r} must have all parameters on {kind.upper()}, got one on {elsewhere}"
+        )
+    reason = _reason(kind, devices)
+    if reason is None:
+        return kind
+    if name != "auto":
+        raise ValueError(f"backend: {name!r} must be built first, and cannot be: {reason}")
+    _announce(reason)
     return "reference"
+
+
+def describe(kind: str = "cpu") -> tuple[str, str | None]:
+    """Return the back end that parameters on "cpu" or "cuda" get here, and why it is not the fast one if so."""
+    device = torch.device(kind, 0)
+    reason = _reason(kind, [device])
+    if reason is not None:
+        return "reference", reason
+    found = cpu.library_or_reason()
+    origin = found.origin if kind == "cpu" and isinstance(found, Library) else cuda.origin(device)
+    return f"{kind} (built with {origin})", None
+
+
+def _reason(kind: str, devices: list[torch.device]) -> str | None:
+    """Return why a fast back end cannot be had on these devices, or None; it is built here."""
+    if kind == "cuda":
+        return next(filter(None, map(cuda.unavailable, devices)), None)
+    found = cpu.library_or_reason()
+    return None if isinstance(found, Library) else found
 
 
 @cache

@@ -118,8 +118,12 @@ class Plan:
                 raise ValueError(f"gradient: must have the shape of its parameter, {shapes}")
         return [grad.to("cpu", torch.float32).contiguous() for grad in grads]
 
-    def run(self, grads: list[Tensor], grad_factor: float) -> None:
-        """Do one step in place: parameters, moments, step counts, and what the thresholds need."""
+    def run(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None = None) -> None:
+        """Do one step in place: parameters, moments, step counts, and what the thresholds need.
+
+        Gradients are multiplied by `factor`; `found_inf` is 0, because the host has looked.
+        """
+        grad_factor = 1.0 if factor is None else factor.item()
         options = b"".join([_options(item.group) for item in self._work])
         pointers = struct.pack(f"={len(grads)}Q", *map(Tensor.data_ptr, grads))
         count, threads = len(grads), torch.get_num_threads()

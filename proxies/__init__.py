@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from widthwise.proxies.module_decay import AWD, AdaDecay, AlphaDecay
     from widthwise.proxies.outcome import Diagnostics, RunOptions, TrainResult
     from widthwise.proxies.recorder import Recorder
-    from widthwise.proxies.shapes import ParameterTable, parameter_groups, parameter_table
+    from widthwise.proxies.shapes import parameter_table
+    from widthwise.proxies.table import ParameterEntry, ParameterTable, parameter_groups
     from widthwise.proxies.training import train
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Horizon",
     "Hyperparameters",
     "KindSettings",
+    "ParameterEntry",
     "ParameterTable",
     "Recorder",
     "RunOptions",
@@ -46,7 +48,8 @@ __getattr__, __dir__ = exported(
         "module_decay": "AWD AdaDecay AlphaDecay",
         "outcome": "Diagnostics RunOptions TrainResult",
         "recorder": "Recorder",
-        "shapes": "ParameterTable parameter_groups parameter_table",
+        "shapes": "parameter_table",
+        "table": "ParameterEntry ParameterTable parameter_groups",
         "training": "train",
     },
 )

@@ -1,34 +1,28 @@
 """A model of the user's own: found by name, built at any width, its code's errors in one line."""
 
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from widthwise.proxies.config import Kind, KindSettings
-from widthwise.proxies.shapes import ParameterEntry, ParameterTable
-from widthwise.proxies.validation import ConfigError, Record, nearest
+from widthwise.proxies.config import KindSettings
+from widthwise.proxies.references import referenced
+from widthwise.proxies.table import ParameterEntry, ParameterTable
+from widthwise.proxies.validation import ConfigError, Record
 
 Build = Callable[[int], nn.Module]
 
 
 class OwnParameter(KindSettings):
-    """A parameter of a user's model: its row in the parameter table, and the peak η, λ and ε planned for it."""
+    """A parameter of a user's model: the peak η, λ and ε planned for it.
 
-    kind: Kind
-    width_multiplier: float
-    normalised: bool
+    Attributes:
+        entry: its row in the parameter table.
+    """
 
-    @property
-    def entry(self) -> ParameterEntry:
-        """The parameter table's row."""
-        return ParameterEntry(
-            kind=self.kind, width_multiplier=self.width_multiplier, normalised=self.normalised
-        )
+    entry: ParameterEntry
 
 
 class OwnModel(Record):
@@ -72,21 +66,7 @@ def find_build(build: str, folder: Path) -> Build:
     Raises:
         ConfigError: there is no such module or function, or importing the module fails.
     """
-    module, colon, name = build.partition(":")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise ConfigError(f"build: must be MODULE:FUNCTION, got {build!r}")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        home = import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"build: no module {error.name!r} for {build!r}") from None
-    except Exception as error:
-        raise ConfigError(f"build: importing {module!r} failed: {type(error).__name__}: {error}") from error
-    if not callable(function := getattr(home, name, None)):
-        near = nearest(name, [one for one in vars(home) if callable(getattr(home, one))])
-        raise ConfigError(f"build: module {module!r} has no function {name!r}{near}")
-    return _guarded(function)
+    return _guarded(referenced("build", build, folder))
 
 
 def _guarded(build: Callable[[int], Any]) -> Build:

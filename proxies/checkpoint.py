@@ -1,4 +1,8 @@
-"""A checkpoint is one file: written whole or not at all, and refused by a run that it does not belong to."""
+"""A checkpoint is one file: written whole or not at all, and refused by a run that it does not belong to.
+
+Of a run on sharded parameters, or on a changing number of workers, it is a folder:
+`widthwise.proxies.sharded_checkpoint`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +10,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from torch import nn
 
 from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
@@ -13,6 +18,45 @@ from widthwise.proxies.validation import ConfigError
 
 class DamagedCheckpoint(ConfigError):
     """A checkpoint that cannot be read."""
+
+
+Progress = dict[str, Any]
+
+
+class FileCheckpoint:
+    """The checkpoint of a run whose weights and optimizer state every worker holds; the first one writes it."""
+
+    def __init__(self, path: Path, *, rank: int, device: torch.device) -> None:
+        self._path, self._rank, self._device = path, rank, device
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Write it; `progress` is tensors and plain data, an ``identity`` and a ``step`` among them."""
+        if self._rank == 0:
+            parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+            save_checkpoint(self._path, {**parts, **progress})
+
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+    ) -> Progress | None:
+        """Load it and return its progress, or None where there is none; the optimizer's options stay."""
+        if not self._path.exists():
+            return None
+        state = load_checkpoint(self._path, identity, self._device)
+        try:
+            model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise another_model(self._path) from error
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        return state
+
+    def finish(self) -> None:
+        """There is nothing to wait for."""
+
+
+def another_model(path: Path) -> ConfigError:
+    """Return the error of a checkpoint that has other weights than the model."""
+    return ConfigError(f"checkpoint: {path} was made with another model; use another folder")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -47,6 +91,12 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
         raise DamagedCheckpoint(
             f"checkpoint: {path} cannot be read ({reason}); remove it to start anew"
         ) from error
+    require_identity(path, state, identity)
+    return state
+
+
+def require_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise a ConfigError where the checkpoint was made by another run."""
     if "identity" not in state:
         raise ConfigError(f"checkpoint: {path} holds something else; use another folder")
     for name, expected in identity.items():
@@ -55,7 +105,6 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
             raise ConfigError(
                 f"checkpoint: {path} was made with {name} = {found}, not {expected}; use another folder"
             )
-    return state
 
 
 def _require_whole(path: Path) -> None:

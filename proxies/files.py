@@ -82,6 +82,14 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     return document
 
 
+def require_schema(document: Mapping[str, Any], schema: str, path: str | Path) -> None:
+    """Raise a ConfigError where a file's document is of another format: its other fields then differ too."""
+    if "schema" not in document:
+        raise ConfigError(f"{path}: schema: is required, must be {schema!r}")
+    if document["schema"] != schema:
+        raise ConfigError(f"{path}: schema: must be {schema!r}, got {document['schema']!r}")
+
+
 def _leaves(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield every value that holds no others, and its path, in the document's order."""
     remaining: list[tuple[str, Any]] = [("", document)]

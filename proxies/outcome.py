@@ -22,9 +22,16 @@ class RunOptions:
         evaluations: validation passes, evenly spaced, the last at the end.
         validation_batches: batches of each pass; always the same ones.
         checkpoint: file to resume from and to write to; None keeps nothing.
+        keep: where given, `checkpoint` is a folder that holds this many sharded checkpoints.
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         rank: this worker's place among `world_size`.
-        world_size: workers that share every batch; the model is then wrapped in DDP by the caller.
+        world_size: workers that share every batch; `widthwise.proxies.parallel.spread` wraps the model.
+        parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it.
+        shards: workers that hold one sharded copy of the model together; None is all of them. With fewer,
+            the copies are replicas of each other (hybrid sharding).
+        accumulate: passes forward and backward for each worker's share of a batch.
+        recompute: whether the layers' activations are computed again in the backward pass, which saves
+            their memory.
         diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that
             `parameter_groups` made.
         coordinates: whether the first ten steps measure `TrainResult.coordinates`.
@@ -37,9 +44,14 @@ class RunOptions:
     evaluations: int = 10
     validation_batches: int = 8
     checkpoint: Path | None = None
+    keep: int | None = None
     checkpoint_every: int | None = None
     rank: int = 0
     world_size: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    shards: int | None = None
+    accumulate: int = 1
+    recompute: bool = False
     diagnostics: bool = False
     coordinates: bool = False
 

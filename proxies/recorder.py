@@ -120,14 +120,16 @@ class Recorder:
 
     @torch.no_grad()
     def _sample(self) -> None:
+        """Add this step's ratios to the sums, on the weights' device, so that nothing waits for it."""
         squares = []
         for name, weight, group in self._members():
-            size, state = measure.norm(weight), self.optimizer.state.get(weight, {})
+            state = self.optimizer.state.get(weight, {})
             if weight.grad is None or "step" not in state:
                 continue
             gradient = measure.norm(weight.grad)
             update = float(group["lr"]) * measure.update_norm(state, group["betas"], group["eps"])
-            self.ratios[name] = self.ratios.get(name, 0.0) + torch.stack((update, gradient)) / size
+            ratios = torch.stack((update, gradient)) / measure.norm(weight)
+            self.ratios[name] = self.ratios.get(name, 0.0) + ratios
             law = measure.update_ratio_law(self.variances[name], float(group["lr"]), group["betas"][0])
             self.update_laws[name] = self.update_laws.get(name, 0.0) + law
             squares.append(gradient.square())

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies.building import OwnModel
@@ -15,7 +14,9 @@ from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
-from widthwise.proxies.shapes import parameter_groups, parameter_table
+from widthwise.proxies.parallel import require_whole, spread
+from widthwise.proxies.shapes import parameter_table
+from widthwise.proxies.table import parameter_groups
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
 
@@ -56,12 +57,12 @@ def run(
 ) -> TrainResult:
     """Build the model and its optimizer and train; `options.seed` decides initialisation and batches.
 
-    With several workers the process group must exist; the model is then wrapped in DDP.
+    With several workers the process group must exist.
     """
+    if spec.module_decay is not None:
+        require_whole("module_decay", options.parallel)
     model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
     optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
-    if options.world_size > 1:
-        model = DistributedDataParallel(model)
     return train(
         model,
         optimizer,
@@ -75,8 +76,8 @@ def run(
 
 
 def _gpt(spec: RunSpec, options: RunOptions) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Return the GPT on its device, and its optimizer's groups."""
-    model = GPT(spec.model, seed=options.seed).to(options.device)
+    """Return the GPT, spread over its devices, and its optimizer's groups."""
+    model = spread(GPT(spec.model, seed=options.seed), options)
     table = parameter_table(
         lambda width: GPT(spec.model.model_copy(update={"width": width})), spec.model.width, spec.base_width
     )
@@ -86,8 +87,8 @@ def _gpt(spec: RunSpec, options: RunOptions) -> tuple[nn.Module, list[dict[str, 
 
 
 def _own(spec: RunSpec, own: OwnModel, options: RunOptions) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Return the user's model on its device, and its optimizer's groups."""
-    model = own.module(spec.model.width, options.seed).to(options.device)
+    """Return the user's model, spread over its devices, and its optimizer's groups."""
+    model = spread(own.module(spec.model.width, options.seed), options)
     table = own.table(spec.model.width, spec.base_width)
     return model, parameter_groups(model, table, own.settings, spec.hyperparameters)
 

@@ -5,73 +5,24 @@ a readout, a gain or a bias. The table is read once, from shapes alone, before a
 or copied; afterwards only names matter. Nothing is attached to the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar
+from math import prod
 
 import torch
 from mup.infshape import InfShape
 from mup.shape import make_base_shapes, zip_infshapes
 from torch import nn
 
-from widthwise.proxies.config import KINDS, Hyperparameters, Kind, KindSettings
+from widthwise.proxies.config import KINDS, Kind
+from widthwise.proxies.table import ParameterEntry, ParameterTable
 from widthwise.proxies.validation import ConfigError, nearest
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-T = TypeVar("T")
-
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_WRAPPERS = {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+# Whose weights are (out, in), so that the last growing dimension is summed over.
+_OUT_IN = (nn.Linear, _CONVOLUTIONS, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _LISTED = 6  # names in a message; a deep model has hundreds alike
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterEntry:
-    """One parameter's row.
-
-    Attributes:
-        kind: matrix, embedding, readout, gain or bias.
-        width_multiplier: fan-in at the table's width over fan-in at the base width (for a parameter with
-            one infinite dimension: that dimension's ratio); 1 where no dimension grows.
-        normalised: whether AdamC's correction applies (arXiv 2506.02285: every linear layer but the readout).
-    """
-
-    kind: Kind
-    width_multiplier: float
-    normalised: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterTable(Mapping[str, ParameterEntry]):
-    """``name → ParameterEntry`` for every parameter of a model at `width`, relative to `base_width`."""
-
-    width: int
-    base_width: int
-    entries: Mapping[str, ParameterEntry]
-
-    def __getitem__(self, name: str) -> ParameterEntry:
-        return self.entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def table(self) -> "Table":
-        """Return it as a table for a terminal, to be printed with `rich.print`."""
-        from rich.table import Table
-
-        title = f"width {self.base_width} → {self.width}"
-        table = Table("parameter", "kind", "width", "normalised", title=title)
-        for name, entry in self.items():
-            normalised = "yes" if entry.normalised else "no"
-            table.add_row(name, entry.kind, f"×{entry.width_multiplier:.4g}", normalised)
-        return table
 
 
 def parameter_table(
@@ -81,6 +32,7 @@ def parameter_table(
     *,
     delta_width: int | None = None,
     overrides: Mapping[str, Kind] | None = None,
+    transposed: Iterable[str] = (),
 ) -> ParameterTable:
     """Read every parameter's kind and width multiplier from three shapes of one model.
 
@@ -90,11 +42,13 @@ def parameter_table(
         base_width: the width at which all multipliers are 1.
         delta_width: a second width that shows which dimensions grow; twice the base width unless given.
         overrides: kinds by name or glob pattern, where the shapes cannot tell.
+        transposed: names or glob patterns of matrices that are kept (in, out), as some experts' are. Known as such
+            without being named: torch's transposed convolutions, and Hugging Face's ``Conv1D``.
 
     Raises:
         ConfigError: where the models of two widths differ in more than sizes, a parameter's kind cannot be
-            told (also where it looks like a second readout, or like a linear layer that embeds), a pattern
-            matches nothing, or no parameter is a matrix.
+            told (also where it looks like a second readout, or like a linear layer that embeds), nor which of a
+            matrix's dimensions is its fan-in, a pattern matches nothing, or no parameter is a matrix.
     """
     if delta_width is None:
         delta_width = 2 * base_width
@@ -111,84 +65,12 @@ def parameter_table(
             f"build: no parameter has two dimensions that grow from width {base_width} to {delta_width}; "
             "a model without a matrix kind cannot be scaled (does build use its argument?)"
         )
-    kinds = _kinds(target, infshapes, overrides or {})
+    reading = _Reading(target, infshapes, overrides or {}, transposed)
+    kinds = reading.kinds()
     if "matrix" not in kinds.values():
         raise ConfigError("overrides: must leave a matrix; a model without a matrix kind cannot be scaled")
-    entries = {name: _entry(kind, infshapes[name]) for name, kind in kinds.items()}
+    entries = {name: reading.entry(name, kind) for name, kind in kinds.items()}
     return ParameterTable(width=width, base_width=base_width, entries=entries)
-
-
-def parameter_groups(
-    model: nn.Module,
-    table: ParameterTable,
-    settings_for: Callable[[ParameterEntry], KindSettings],
-    hyperparameters: Hyperparameters,
-) -> list[dict[str, Any]]:
-    """Sort a model's parameters into optimizer groups, one per kind and width multiplier, by name.
-
-    Works on wrapped models (``torch.compile``, DDP, ``fully_shard``): wrappers' prefixes are ignored.
-
-    Args:
-        model: the model to be trained; parameters that need no gradient are left out.
-        table: its parameter table.
-        settings_for: the peak learning rate, weight decay and ε of a row.
-        hyperparameters: what does not depend on the row; ``corrected`` holds for normalised parameters.
-
-    Returns:
-        Groups for `AdamHC` with all its options but ``clip_norm``, which is not a group's; each has a ``name``
-        and a ``kind``.
-
-    Raises:
-        ConfigError: where the model and the table do not have the same names, or wrappers' prefixes are all
-            that tells two names apart.
-    """
-    parameters, rows = dict(model.named_parameters()), dict(table)
-    if parameters.keys() != rows.keys():
-        parameters, rows = _unwrapped(parameters), _unwrapped(rows)
-    if parameters.keys() != rows.keys():
-        extra = sorted(parameters.keys() - rows.keys())
-        missing = sorted(rows.keys() - parameters.keys())
-        raise ConfigError(
-            f"table: its names must be the model's; only the model has {extra}, only the table has {missing}"
-        )
-    groups: dict[ParameterEntry, dict[str, Any]] = {}
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            continue
-        entry = rows[name]
-        if entry not in groups:
-            groups[entry] = _group(entry, settings_for(entry), hyperparameters)
-        groups[entry]["params"].append(parameter)
-    return list(groups.values())
-
-
-def _group(entry: ParameterEntry, settings: KindSettings, tuned: Hyperparameters) -> dict[str, Any]:
-    return {
-        "name": f"{entry.kind} x{entry.width_multiplier:g}",
-        "kind": entry.kind,
-        "params": [],
-        "lr": settings.lr,
-        "max_lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-        "eps": settings.eps,
-        "betas": tuned.betas,
-        "decay": tuned.decay,
-        "huber_c": tuned.huber_c,
-        "threshold": tuned.threshold,
-        "corrected": tuned.corrected and entry.normalised,
-    }
-
-
-def _unwrapped(named: Mapping[str, T]) -> dict[str, T]:
-    """Return the values by their names without the wrappers' parts."""
-    plain: dict[str, T] = {}
-    for name, value in named.items():
-        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if short in plain:
-            words = ", ".join(sorted(_WRAPPERS))
-            raise ConfigError(f"table: names must differ without the parts {words}, got {short!r} twice")
-        plain[short] = value
-    return plain
 
 
 def _require_same_names(shapes: list[dict[str, torch.Size]], widths: tuple[int, int, int]) -> None:
@@ -203,41 +85,133 @@ def _require_same_names(shapes: list[dict[str, torch.Size]], widths: tuple[int, 
                 raise ConfigError(f"build: {rule}, got {tuple(shapes[0][name])} and {tuple(shape)}")
 
 
-def _kinds(
-    model: nn.Module, infshapes: Mapping[str, InfShape], overrides: Mapping[str, Kind]
-) -> dict[str, Kind]:
-    forced = _matched(overrides, list(infshapes))
-    owners = {
-        f"{path}.{leaf}".lstrip("."): module
-        for path, module in model.named_modules()
-        for leaf, _ in module.named_parameters(recurse=False)
-    }
-    found = {name: forced.get(name) or _kind(name, infshapes[name], owners[name]) for name in infshapes}
-    _require_no_guess(found, forced, owners)
-    return found
+class _Reading:
+    """A model's infinite dimensions beside its modules and the user's own word on them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        infshapes: Mapping[str, InfShape],
+        overrides: Mapping[str, Kind],
+        transposed: Iterable[str],
+    ) -> None:
+        self.infshapes = infshapes
+        self.owners = {
+            f"{path}.{leaf}".lstrip("."): module
+            for path, module in model.named_modules()
+            for leaf, _ in module.named_parameters(recurse=False)
+        }
+        names = list(infshapes)
+        for kind in overrides.values():
+            _require_kind(kind)
+        self.forced: dict[str, Kind] = {
+            name: kind
+            for pattern, kind in overrides.items()
+            for name in _matched("overrides", pattern, names)
+        }
+        turned = {name for pattern in transposed for name in _matched("transposed", pattern, names)}
+        self.transposed = turned | {name for name, owner in self.owners.items() if _is_in_out(owner)}
+
+    def kinds(self) -> dict[str, Kind]:
+        found = {name: self.forced.get(name) or self._kind(name) for name in self.infshapes}
+        self._require_no_guess(found)
+        return found
+
+    def entry(self, name: str, kind: Kind) -> ParameterEntry:
+        shape = self.infshapes[name]
+        growing = {index for index, size in enumerate(shape) if size.isinf()}
+        summed = self._summed(name)
+        if kind == "matrix" and len(growing) > 1:
+            self._require_fan_in(name, growing)
+        # Of the dimensions that grow, the one summed over; mup takes the last.
+        deciding = shape[summed if summed in growing else max(growing)] if growing else None
+        return ParameterEntry(
+            kind=kind,
+            width_multiplier=1.0 if deciding is None else deciding.dim / deciding.base_dim,
+            normalised=kind == "matrix",
+            fan_in=self._fan_in(name) if kind == "matrix" else None,
+        )
+
+    def _kind(self, name: str) -> Kind:
+        """Tell the kind from the infinite dimensions and, where one dimension grows, from the owning module.
+
+        An embedding (vocab, d) and a readout (vocab, d) have the same shape: only the module tells them apart.
+        """
+        shape, owner = self.infshapes[name], self.owners[name]
+        if shape.ninf() == 2:
+            return "matrix"
+        leaf = name.rpartition(".")[2]
+        if len(shape) <= 1 or ("bias" in leaf and shape.ninf() < 2):
+            return "bias" if "bias" in leaf else "gain"
+        if shape.ninf() == 1:
+            if isinstance(owner, nn.Embedding):
+                return "embedding"
+            if leaf == "weight" and _is_layer(owner):
+                return "readout" if shape[self._summed(name)].isinf() else "embedding"
+        if isinstance(owner, _NORMS):
+            return "gain"
+        raise ConfigError(
+            f"build: cannot tell the kind of parameter {name!r} of shape {tuple(shape.shape())} in "
+            f"{type(owner).__name__} ({shape.ninf()} growing dimensions); name it: "
+            f"overrides={{{name!r}: 'embedding'}} ('matrix' for η/w, where it sums over the width)"
+        )
+
+    def _summed(self, name: str) -> int:
+        """Return the index of the dimension that each output sums over, if the parameter is a matrix."""
+        if isinstance(self.owners[name], _CONVOLUTIONS):
+            return 0 if name in self.transposed else 1  # the kernel's come after
+        # Experts' come before.
+        return max(len(self.infshapes[name]) - (2 if name in self.transposed else 1), 0)
+
+    def _fan_in(self, name: str) -> int:
+        shape = self.infshapes[name].shape()
+        kernel = shape[2:] if isinstance(self.owners[name], _CONVOLUTIONS) else ()
+        return int(shape[self._summed(name)]) * prod(kernel)
+
+    def _require_fan_in(self, name: str, growing: set[int]) -> None:
+        """Refuse a matrix of no known layer whose dimensions grow differently: its fan-in would be a guess."""
+        shape, owner = self.infshapes[name], self.owners[name]
+        if name in self.forced or name in self.transposed or isinstance(owner, _OUT_IN):
+            return
+        ratios = [shape[index].dim / shape[index].base_dim for index in sorted(growing)]
+        if len(set(ratios)) > 1:
+            grown = " and ".join(f"×{ratio:.4g}" for ratio in ratios)
+            raise ConfigError(
+                f"build: cannot tell the fan-in of {name!r} of shape {tuple(shape.shape())} in "
+                f"{type(owner).__name__}, which grows {grown}; name it: overrides={{{name!r}: 'matrix'}} where the "
+                f"last dimension is summed over, transposed=[{name!r}] where the last but one is"
+            )
+
+    def _require_no_guess(self, kinds: Mapping[str, Kind]) -> None:
+        """Refuse kinds that the shapes suggest but that are more likely something else, with η not scaled."""
+        readouts = [name for name, kind in kinds.items() if kind == "readout"]
+        guesses = [name for name in readouts if name not in self.forced]
+        if guesses and len(readouts) > 1:
+            raise ConfigError(
+                f"build: must have one readout, the layer from growing to fixed size, got {_listed(readouts)}; scale "
+                f"kv heads with the width, or name them: overrides={{{guesses[0]!r}: 'readout'}} ('matrix' for η/w)"
+            )
+        embeds = [
+            name
+            for name, kind in kinds.items()
+            if kind == "embedding" and name not in self.forced and isinstance(self.owners[name], nn.Linear)
+        ]
+        if embeds:
+            raise ConfigError(
+                f"build: must not have linear layers from fixed to growing size, got {_listed(embeds)}; scale "
+                f"bottlenecks with the width, or name input layers: overrides={{{embeds[0]!r}: 'embedding'}}"
+            )
 
 
-def _require_no_guess(
-    kinds: Mapping[str, Kind], forced: Mapping[str, Kind], owners: Mapping[str, nn.Module]
-) -> None:
-    """Refuse kinds that the shapes suggest but that are more likely something else, with η not scaled."""
-    readouts = [name for name, kind in kinds.items() if kind == "readout"]
-    guesses = [name for name in readouts if name not in forced]
-    if guesses and len(readouts) > 1:
-        raise ConfigError(
-            f"build: must have one readout, the layer from growing to fixed size, got {_listed(readouts)}; scale "
-            f"kv heads with the width, or name them: overrides={{{guesses[0]!r}: 'readout'}} ('matrix' for η/w)"
-        )
-    embeds = [
-        name
-        for name, kind in kinds.items()
-        if kind == "embedding" and name not in forced and isinstance(owners[name], nn.Linear)
-    ]
-    if embeds:
-        raise ConfigError(
-            f"build: must not have linear layers from fixed to growing size, got {_listed(embeds)}; scale "
-            f"bottlenecks with the width, or name input layers: overrides={{{embeds[0]!r}: 'embedding'}}"
-        )
+def _is_layer(owner: nn.Module) -> bool:
+    return isinstance(owner, nn.Linear | _CONVOLUTIONS) or _is_in_out(owner)
+
+
+def _is_in_out(owner: nn.Module) -> bool:
+    """Return whether a module keeps its weight (in, out), as no layer of torch's but these does."""
+    # Hugging Face's, known by its looks: nothing here imports it.
+    conv1d = type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
+    return conv1d or isinstance(owner, nn.modules.conv._ConvTransposeNd)
 
 
 def _listed(names: list[str]) -> str:
@@ -245,44 +219,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:_LISTED])) + more
 
 
-def _matched(overrides: Mapping[str, Kind], names: list[str]) -> dict[str, Kind]:
-    forced: dict[str, Kind] = {}
-    for pattern, kind in overrides.items():
-        if kind not in KINDS:
-            known = ", ".join(KINDS)
-            raise ConfigError(
-                f"overrides: kind must be one of {known}, got {kind!r}{nearest(kind, list(KINDS))}"
-            )
-        hits = [name for name in names if fnmatchcase(name, pattern)]
-        if not hits:
-            raise ConfigError(f"overrides: pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
-        forced.update(dict.fromkeys(hits, kind))
-    return forced
+def _require_kind(kind: str) -> None:
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise ConfigError(f"overrides: kind must be one of {known}, got {kind!r}{nearest(kind, list(KINDS))}")
 
 
-def _kind(name: str, shape: InfShape, owner: nn.Module) -> Kind:
-    """Tell the kind from the infinite dimensions and, where one dimension grows, from the owning module.
-
-    An embedding (vocab, d) and a readout (vocab, d) have the same shape: only the module tells them apart.
-    """
-    if shape.ninf() == 2:
-        return "matrix"
-    leaf = name.rpartition(".")[2]
-    if len(shape) <= 1:
-        return "bias" if "bias" in leaf else "gain"
-    if shape.ninf() == 1:
-        if isinstance(owner, nn.Embedding):
-            return "embedding"
-        if leaf == "weight" and isinstance(owner, _LAYERS):
-            return "readout" if shape[1].isinf() else "embedding"
-    if isinstance(owner, _NORMS):
-        return "gain"
-    raise ConfigError(
-        f"build: cannot tell the kind of parameter {name!r} of shape {tuple(shape.shape())} in "
-        f"{type(owner).__name__} ({shape.ninf()} growing dimensions); name it: overrides={{{name!r}: 'embedding'}}"
-    )
-
-
-def _entry(kind: Kind, shape: InfShape) -> ParameterEntry:
-    # mup takes the last growing dimension, which is a matrix's fan-in.
-    return ParameterEntry(kind=kind, width_multiplier=float(shape.width_mult()), normalised=kind == "matrix")
+def _matched(argument: str, pattern: str, names: list[str]) -> list[str]:
+    hits = [name for name in names if fnmatchcase(name, pattern)]
+    if not hits:
+        raise ConfigError(f"{argument}: pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
+    return hits

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from widthwise.proxies.checkpoint import load_checkpoint, save_checkpoint
+from widthwise.proxies.checkpoint import FileCheckpoint
 from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
 from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES, Observers
 from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
+from widthwise.proxies.parallel import holding_back, let_go, require_whole, unwrapped
 from widthwise.proxies.schedule import schedule
+from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint
 from widthwise.proxies.validation import ConfigError
 
 BeforeStep = Callable[[int, nn.Module, torch.optim.Optimizer], object]
@@ -65,7 +67,9 @@ def train(
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
     try:
-        return run.result(_loop(run, on_metrics, before_step))
+        status = _loop(run, on_metrics, before_step)
+        run.finish()
+        return run.result(status)
     finally:
         run.restore_peaks()
 
@@ -104,7 +108,7 @@ class _Run:
     ) -> None:
         self.batch_size = horizon.sequences(context)
         tokens.require(context=context, batch_size=self.batch_size)
-        self.bare_model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.model, self.bare_model = model, unwrapped(model)
         self.train_model = _compiled(model) if options.compile else model
         # Not DDP's forward, which waits for the other workers: some have no validation batch.
         self.validation_model = _compiled(self.bare_model) if options.compile else self.bare_model
@@ -112,10 +116,14 @@ class _Run:
         self.context, self.options = context, options
         self.device = torch.device(options.device)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.rows = _share(self.batch_size, options.rank, options.world_size)
+        self.rows = _share(self.batch_size, options)
+        self.checkpoint = _checkpoint(options)
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
+        for name in ("diagnostics", "coordinates"):
+            if getattr(options, name):
+                require_whole(name, options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
@@ -131,14 +139,12 @@ class _Run:
             context=self.context,
             rows=self.rows,
         )
-        loss = self._loss(self.train_model, x, y)
-        loss.backward()
+        self.last_loss = self._backward(x, y)
         if before_step is not None:
             before_step(self.step, self.bare_model, self.optimizer)
         self.optimizer.step()
         self.observers.after_step(sample=self._evaluation_is_near(self.step + 1, SAMPLED_STEPS))
         self.optimizer.zero_grad(set_to_none=True)
-        self.last_loss = loss.detach()
         self.loss_sum += self.last_loss
         self.loss_count += 1
         self.step += 1
@@ -173,6 +179,11 @@ class _Run:
         """Leave the learning rates as they were, so that another call takes the same peaks."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint."""
+        if self.checkpoint is not None:
+            self.checkpoint.finish()
 
     def evaluate(self) -> Metrics:
         """Measure the validation loss and record the metrics."""
@@ -212,16 +223,11 @@ class _Run:
         )
 
     def save(self) -> None:
-        path = self.options.checkpoint
-        if path is None:
+        if self.checkpoint is None:
             return
         loss_sum, loss_count = self._total(self.loss_sum, self.loss_count)
-        if self.options.rank != 0:
-            return
-        state = {
+        progress = {
             "identity": self._identity(),
-            "model": self.bare_model.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
             "step": self.step,
             "seconds": self._clock(),
             "first_loss": self.first_loss,
@@ -230,22 +236,15 @@ class _Run:
             "history": [asdict(metrics) for metrics in self.history],
             "observers": self.observers.state_dict(),
         }
-        save_checkpoint(path, state)
+        self.checkpoint.save(self.bare_model, self.optimizer, progress)
 
     def resume(self) -> None:
         """Load the checkpoint, if there is one; learning rates and decays stay the caller's, never the file's."""
-        path = self.options.checkpoint
-        if path is None or not path.exists():
+        if self.checkpoint is None:
             return
-        state = load_checkpoint(path, self._identity(), self.device)
-        try:
-            self.bare_model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"checkpoint: {path} was made with another model; use another folder"
-            ) from error
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        state = self.checkpoint.load(self.bare_model, self.optimizer, self._identity())
+        if state is None:
+            return
         self.step, self.seconds = state["step"], state["seconds"]
         self.first_loss = state["first_loss"]
         if self.options.rank == 0:
@@ -263,6 +262,17 @@ class _Run:
             "seed": self.options.seed,
             "data": self.tokens.fingerprint,
         }
+
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Leave the gradients of the mean loss over x and y, taken in parts; return that loss."""
+        parts = self.options.accumulate
+        loss = torch.zeros((), device=self.device)
+        for part, (x_part, y_part) in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True)):
+            with holding_back(self.model, hold=part < parts - 1):
+                part_loss = self._loss(self.train_model, x_part, y_part) / parts
+                part_loss.backward()
+            loss += part_loss.detach()
+        return loss
 
     def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
@@ -282,6 +292,9 @@ class _Run:
             if index % self.options.world_size == self.options.rank:
                 total += self._loss(self.validation_model, x, y) * len(x)
                 count += len(x)
+        if self.options.parallel == "fsdp" and index % self.options.world_size < self.options.rank:
+            self._loss(self.validation_model, x, y)  # for those who need this worker's part of the model
+        let_go(self.bare_model)
         self.bare_model.train()
         return self._mean(total, count)
 
@@ -321,8 +334,19 @@ def _compiled(model: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(model))
 
 
-def _share(batch_size: int, rank: int, world_size: int) -> slice:
-    """Return the rows of the global batch that worker `rank` takes; all take as many, as DDP's mean assumes."""
-    if batch_size % world_size:
-        raise ConfigError(f"workers: must divide the {batch_size} sequences of a batch, got {world_size}")
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+def _share(batch_size: int, options: RunOptions) -> slice:
+    """Return the rows of the global batch that a worker takes; all take as many, as DDP's mean assumes."""
+    rank, workers, parts = options.rank, options.world_size, options.accumulate
+    if batch_size % workers:
+        raise ConfigError(f"workers: must divide the {batch_size} sequences of a batch, got {workers}")
+    if batch_size // workers % parts:
+        share = f"{batch_size // workers} sequences of a worker's share of a batch"
+        raise ConfigError(f"accumulate: must divide the {share}, got {parts}")
+    return slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
+
+
+def _checkpoint(options: RunOptions) -> FileCheckpoint | ShardedCheckpoint | None:
+    path, device = options.checkpoint, torch.device(options.device)
+    if path is None or options.keep is None:
+        return None if path is None else FileCheckpoint(path, rank=options.rank, device=device)
+    return ShardedCheckpoint(path, keep=options.keep, rank=options.rank, workers=options.world_size)

@@ -128,6 +128,8 @@ _QUIET = {
     # Ray prints the death of a worker on standard output; who retries, and reports, is us.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Seconds between Ray Train's looks at its workers, in place of 2: a dead one is noticed at once.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }

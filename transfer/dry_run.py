@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from widthwise.proxies.footprint import Footprint
-from widthwise.proxies.shapes import ParameterTable
+from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.launching import LaunchOptions, require_division
 from widthwise.transfer.own_model import asked, build_of, table_of, trace
@@ -128,7 +128,7 @@ class DryRun:
     def _row(self, name: str) -> dict[str, Any]:
         entry = self.table[name]
         settings = self.plan.settings(entry.kind, entry.width_multiplier)
-        return {**asdict(entry), "size": self.step.sizes[name], **settings.model_dump()}
+        return {**entry.model_dump(), "size": self.step.sizes[name], **settings.model_dump()}
 
     def costs(self) -> "Table":
         """Return what the run costs, as a table for a terminal."""

@@ -1,8 +1,9 @@
 """The target run: a plan trained zero-shot through Ray Train, restartable from its last checkpoint.
 
-The folder is the truth: rank 0 writes ``metrics.jsonl`` and ``checkpoint.pt`` while it trains and
-``result.json`` at the end, each whole or not at all. A worker that dies is started again by Ray Train and
-resumes from the checkpoint; where the driver dies, the same command with ``--resume`` goes on.
+The folder is the truth: the workers write ``checkpoints/`` while they train, and rank 0 ``metrics.jsonl`` and,
+at the end, ``result.json``, each whole or not at all. A worker that dies is started again by Ray Train and
+resumes from the last checkpoint; where the driver dies, the same command with ``--resume`` goes on, with any
+number of workers.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +25,7 @@ from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
 from widthwise.proxies.outcome import Metrics, finite
+from widthwise.proxies.parallel import require_whole
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, Record, RunError
 from widthwise.search.cluster import ray_session, require_ray
@@ -41,8 +43,13 @@ class LaunchOptions(Record):
     Attributes:
         data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
         seed: decides initialisation and batches.
-        workers: data-parallel workers that share every batch.
+        workers: workers that share every batch.
+        parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it, ``hsdp`` parts on
+            the workers of each node, and replicas of them across nodes.
+        accumulate: passes forward and backward for each worker's share of a batch.
+        recompute: whether activations are computed again in the backward pass, which saves their memory.
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
+        keep: checkpoints to keep.
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
@@ -55,7 +62,11 @@ class LaunchOptions(Record):
     data: str = "python"
     seed: Seed = 0
     workers: int = Field(1, ge=1)
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    accumulate: int = Field(1, ge=1)
+    recompute: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
@@ -131,6 +142,9 @@ _DECIDING = {"data", "seed", "module_decay"}
 def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
     """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
     sequences = require_division(plan, options)
+    for name in ("diagnostics", "module_decay"):
+        if getattr(options, name):
+            require_whole(name, options.parallel)
     if isinstance(options.module_decay, AdaDecay):
         tuned = plan.recipe.hyperparameters
         options.module_decay.require(tuned.decay, tuned.threshold)
@@ -139,10 +153,14 @@ def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
 
 
 def require_division(plan: Plan, options: LaunchOptions) -> int:
-    """Return the sequences of a batch, which the workers must share evenly."""
+    """Return the sequences of a batch, which the workers, and each one's passes, must share evenly."""
     sequences = plan.horizon.sequences(plan.model.context)
     if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    share = sequences // options.workers
+    if share % options.accumulate:
+        rule = f"must divide the {share} sequences of a worker's share of a batch"
+        raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
     return sequences
 
 
@@ -216,7 +234,18 @@ def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resource
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-_RUN_OPTIONS = {"seed", "compile", "diagnostics", "evaluations", "validation_batches", "checkpoint_every"}
+_RUN_OPTIONS = {
+    "seed",
+    "compile",
+    "diagnostics",
+    "evaluations",
+    "validation_batches",
+    "checkpoint_every",
+    "parallel",
+    "accumulate",
+    "recompute",
+    "keep",
+}
 
 
 def _spec(plan: Plan, options: LaunchOptions, own: OwnModel | None = None) -> RunSpec:
@@ -264,11 +293,13 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context, out = train.get_context(), Path(config["out"])
     rank = context.get_world_rank()
+    chosen = config["options"]
+    in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}
     options = RunOptions(
-        checkpoint=out / "checkpoint.pt",
+        checkpoint=out / "checkpoints",
         rank=rank,
         world_size=context.get_world_size(),
-        **config["options"],
+        **(chosen | in_nodes if chosen["parallel"] == "hsdp" else chosen),
         **device_options(),
     )
     on_metrics = MetricsFile(out / "metrics.jsonl").add if rank == 0 else None

@@ -21,7 +21,9 @@ from widthwise.proxies.building import Build, OwnModel, OwnParameter, find_build
 from widthwise.proxies.config import Kind
 from widthwise.proxies.footprint import Footprint, footprint
 from widthwise.proxies.model import GPT
-from widthwise.proxies.shapes import ParameterTable, parameter_table
+from widthwise.proxies.references import local_source
+from widthwise.proxies.shapes import parameter_table
+from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.plan import Plan
 
@@ -86,9 +88,7 @@ def own_model(plan: Plan, model: str) -> OwnModel:
         trace(plan, build)
     parameters = {
         name: OwnParameter(
-            kind=entry.kind,
-            width_multiplier=entry.width_multiplier,
-            normalised=entry.normalised,
+            entry=entry,
             **plan.settings(entry.kind, entry.width_multiplier).model_dump(),
         )
         for name, entry in table.items()
@@ -116,5 +116,4 @@ def asked(plan: Plan) -> str:
 
 def sources(own: OwnModel) -> list[str]:
     """Return the package or file below the current folder that holds the model, to be sent to a cluster."""
-    top = Path(own.folder) / own.build.partition(":")[0].partition(".")[0]
-    return [str(place) for place in (top, top.with_suffix(".py")) if place.exists()]
+    return [str(place) for place in local_source(own.build, Path(own.folder))]

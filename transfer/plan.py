@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from widthwise.proxies.shapes import ParameterEntry, ParameterTable
+    from widthwise.proxies.table import ParameterEntry, ParameterTable
 
 # 95 % of the initial variance is forgotten when Ση·λ reaches 1.5: exp(-2 · 1.5) = 0.05.
 ENOUGH_DECAY = 1.5
@@ -101,18 +101,39 @@ class Plan:
         Raises:
             ConfigError: the table was made for other widths.
         """
-        from widthwise.proxies.shapes import parameter_groups
+        from widthwise.proxies.table import parameter_groups
 
-        width, base = self.model.width, self.recipe.proxy.width
-        if table.width != width:
-            raise ConfigError(f"table.width: must be the plan's width = {width}, got {table.width}")
-        if table.base_width != base:
-            raise ConfigError(f"table.base_width: must be the proxy's width = {base}, got {table.base_width}")
+        self._require_widths(table)
 
         def settings_for(entry: "ParameterEntry") -> KindSettings:
             return self.settings(entry.kind, entry.width_multiplier)
 
         return parameter_groups(model, table, settings_for, self.hyperparameters)
+
+    def initialise(self, model: "nn.Module", table: "ParameterTable") -> None:
+        """Draw a model's weights as the proxy's were drawn, scaled by the rule; from torch's global generator.
+
+        Normal with the standard deviations ``embedding_std``, ``matrix_std`` / √fan-in and ``readout_std`` of the
+        plan's `model`; biases are zero; gains and what needs no gradient stay as they are.
+
+        Args:
+            model: the target, on its device, also after ``fully_shard`` or ``torch.compile``: matched by name.
+            table: ``parameter_table(build, width=target, base_width=proxy)``.
+
+        Raises:
+            ConfigError: the table was made for other widths or another model.
+        """
+        from widthwise.proxies.table import initialise
+
+        self._require_widths(table)
+        initialise(model, table, self.model)
+
+    def _require_widths(self, table: "ParameterTable") -> None:
+        width, base = self.model.width, self.recipe.proxy.width
+        if table.width != width:
+            raise ConfigError(f"table.width: must be the plan's width = {width}, got {table.width}")
+        if table.base_width != base:
+            raise ConfigError(f"table.base_width: must be the proxy's width = {base}, got {table.base_width}")
 
     @property
     def decay_horizon(self) -> float:
@@ -253,6 +274,7 @@ def make_plan(
         tokens=horizon.tokens / recipe.horizon.tokens,
     )
     outcome = combined(rule, horizon_rule, ratios, ratios.width)
+    _require_tieable(model, outcome, rule)
     decaying = outcome.decay_kinds if decay_kinds is None else _decaying(decay_kinds, outcome, rule)
     return Plan(
         recipe=recipe,
@@ -266,6 +288,16 @@ def make_plan(
         betas=scaled_betas(recipe.hyperparameters.betas, outcome.one_minus_beta, rule, horizon_rule),
         residual_multiplier=outcome.residual_multiplier,
     )
+
+
+def _require_tieable(model: GPTConfig, outcome: Scaled, rule: str) -> None:
+    """Refuse a tied readout to rules that treat it otherwise than the embedding: they are one parameter."""
+    embedding, readout = outcome.kinds["embedding"], outcome.kinds["readout"]
+    if model.tied and (embedding.lr, embedding.init_std) != (readout.lr, readout.init_std):
+        raise ConfigError(
+            f"proxy.tied: must be false for rule {rule!r}, which scales a readout's η or initial std "
+            "otherwise than an embedding's"
+        )
 
 
 def _decaying(given: Iterable[str], outcome: Scaled, rule: str) -> tuple[Kind, ...]:

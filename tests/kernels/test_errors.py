@@ -47,7 +47,7 @@ def refusal(text: str) -> Any:
         ({"clip_norm": NAN}, "clip_norm: must be > 0 or None, got nan"),
         (
             {"backend": "cuda"},
-            "backend: this version ships only 'cpu' and 'reference' (and 'auto'), got 'cuda'",
+            "backend: 'cuda' must have all parameters on CUDA, got one on cpu",
         ),
         ({"backend": "mps"}, "backend: must be one of 'auto', 'cuda', 'cpu', 'reference', got 'mps'"),
     ],

@@ -3,14 +3,17 @@
 from functools import cache
 from math import log
 
+import mup
+import mup.init
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, GPTConfig, Horizon, Hyperparameters, open_tokens, parameter_table
+from widthwise.proxies.config import KINDS
 from widthwise.proxies.data import Tokens
 from widthwise.transfer import Recipe
 
@@ -107,6 +110,54 @@ def test_in_the_standard_parametrisation_the_check_fails() -> None:
     found = slopes("sp", range(1))
     for name in ("block 0", "block 1", "logits"):
         assert found[name].max() > 0.3, (name, found[name])
+
+
+# mup's own rates and initialisation (Yang et al., arXiv 2203.03466, Table 8)
+
+
+def build(width: int) -> nn.Module:
+    """Return a model with mup's own readout."""
+    layers = (nn.Linear(width, 3 * width), nn.LayerNorm(3 * width), nn.Linear(3 * width, width))
+    return nn.Sequential(nn.Embedding(9, width), *layers, mup.MuReadout(width, 9))
+
+
+# mup's AdamW multiplies λ by the width, as the second rule does.
+@pytest.mark.parametrize(
+    ("rule", "settings"), [("mup-coupled", ["lr"]), ("mup-independent", ["lr", "weight_decay"])]
+)
+@pytest.mark.parametrize("width", [16, 128])
+def test_rates_and_decay_are_mups_own(rule: str, settings: list[str], width: int) -> None:
+    plan = RECIPE.at(width=width, rule=rule, decay_kinds=KINDS)
+    model = build(width)
+    mup.set_base_shapes(model, build(32), delta=build(64), do_assert=False)
+    theirs = mup.MuAdamW(model.parameters(), lr=0.01, weight_decay=0.4)
+    ours = AdamHC(plan.parameter_groups(model, parameter_table(build, width=width, base_width=32)))
+    for name, parameter in model.named_parameters():
+        found, expected = (
+            next(group for group in one.param_groups if any(parameter is p for p in group["params"]))
+            for one in (ours, theirs)
+        )
+        for setting in settings:
+            assert found[setting] == pytest.approx(expected[setting], rel=1e-12), (name, setting)
+
+
+@pytest.mark.parametrize("width", [16, 128])
+def test_the_initialisation_is_mups_own(width: int) -> None:
+    proxy = GPTConfig(width=32, embedding_std=0.5, matrix_std=2.0, readout_std=0.25)
+    plan = RECIPE.model_copy(update={"proxy": proxy}).at(width=width, rule="mup-coupled")
+    table = parameter_table(build, width=width, base_width=32)
+    found, expected = build(width), build(width)
+    mup.set_base_shapes(expected, build(32), delta=build(64), rescale_params=False, do_assert=False)
+    base = {"0.weight": 0.5, "1.weight": 2 / 32**0.5, "3.weight": 2 / 96**0.5, "4.weight": 0.25}
+    torch.manual_seed(0)
+    for name, parameter in expected.named_parameters():
+        if name in base:
+            mup.init.normal_(parameter, std=base[name])
+    torch.manual_seed(0)
+    plan.initialise(found, table)
+    for name, parameter in expected.named_parameters():
+        if name in base:
+            torch.testing.assert_close(dict(found.named_parameters())[name], parameter, rtol=1e-6, atol=0)
 
 
 # A tied readout: its weight is the embedding's, so that the logits must be kept small by their multiplier

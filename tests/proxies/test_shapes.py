@@ -1,8 +1,11 @@
 """The parameter table: every entry of the GPT's, other people's modules, mup's own count, and the groups."""
 
+import copy
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import mup
@@ -10,6 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from widthwise.proxies import (
     GPT,
@@ -21,7 +27,7 @@ from widthwise.proxies import (
     parameter_table,
 )
 from widthwise.proxies.config import Kind
-from widthwise.proxies.shapes import ParameterEntry
+from widthwise.proxies.table import ParameterEntry, initialise
 from widthwise.proxies.validation import ConfigError
 
 Build = Callable[[int], nn.Module]
@@ -87,7 +93,12 @@ def test_the_gpts_table(fields: dict[str, Any], expected: dict[str, Kind], width
     table = parameter_table(gpt(**fields), width=width, base_width=32)
     assert (table.width, table.base_width, len(table)) == (width, 32, len(expected))
     assert dict(table) == {
-        name: ParameterEntry(kind=kind, width_multiplier=width / 32, normalised=kind == "matrix")
+        name: ParameterEntry(
+            kind=kind,
+            width_multiplier=width / 32,
+            normalised=kind == "matrix",
+            fan_in=(3 * width if "down" in name else width) if kind == "matrix" else None,
+        )
         for name, kind in expected.items()
     }
 
@@ -227,6 +238,61 @@ def test_the_multipliers_are_mups_own(build: Build) -> None:
     }
 
 
+# Which dimension is summed over
+
+
+class Experts(nn.Module):
+    """Two experts' up-projections, all in one tensor, which grows more slowly than the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(2, 64 + width, width))
+        self.up_bias = nn.Parameter(torch.zeros(2, 64 + width))
+
+
+def slower_inside(width: int) -> nn.Module:
+    """Go up to and down from a size that doubles where the width is eight times as large."""
+    inner = 96 + width
+    return nn.Sequential(
+        nn.Linear(width, inner),
+        nn.Conv2d(inner, width, (3, 5)),
+        nn.ConvTranspose2d(width, inner, (3, 5)),
+        nn.ConvTranspose2d(inner, 3, 3, bias=False),
+    )
+
+
+def test_of_two_dimensions_that_grow_the_one_summed_over_counts() -> None:
+    table = parameter_table(slower_inside, width=128, base_width=16)
+    weights = {name: entry for name, entry in table.items() if name.endswith("weight")}
+    found = {name: (entry.kind, entry.width_multiplier, entry.fan_in) for name, entry in weights.items()}
+    assert found == {
+        "0.weight": ("matrix", 8.0, 128),
+        "1.weight": ("matrix", 2.0, 224 * 15),
+        "2.weight": ("matrix", 8.0, 128 * 15),
+        "3.weight": ("readout", 2.0, None),
+    }
+
+
+def test_experts_tensors_must_be_named_where_it_is_a_guess() -> None:
+    message = (
+        "build: cannot tell the fan-in of 'up' of shape (2, 192, 128) in Experts, which grows ×2.4 and ×8; name it: "
+        "overrides={'up': 'matrix'} where the last dimension is summed over, transposed=['up'] where the last but "
+        "one is"
+    )
+    with refuses(message):
+        parameter_table(Experts, width=128, base_width=16)
+    named = parameter_table(Experts, width=128, base_width=16, overrides={"up": "matrix"})
+    assert named["up"] == ParameterEntry(kind="matrix", width_multiplier=8.0, normalised=True, fan_in=128)
+    assert named["up_bias"] == ParameterEntry(kind="bias", width_multiplier=2.4, normalised=False)
+    turned = parameter_table(Experts, width=128, base_width=16, transposed=["u?"])
+    assert turned["up"] == ParameterEntry(kind="matrix", width_multiplier=2.4, normalised=True, fan_in=192)
+
+
+def test_a_pattern_of_transposed_matrices_that_matches_nothing_is_an_error() -> None:
+    with refuses("transposed: pattern 'down' matches no parameter"):
+        parameter_table(Experts, width=128, base_width=16, transposed=["down"])
+
+
 # Overrides
 
 
@@ -241,7 +307,8 @@ class WithPositions(nn.Module):
 
 CANNOT_TELL = (
     "build: cannot tell the kind of parameter 'positions' of shape (10, 64) in WithPositions "
-    "(1 growing dimensions); name it: overrides={'positions': 'embedding'}"
+    "(1 growing dimensions); name it: overrides={'positions': 'embedding'} "
+    "('matrix' for η/w, where it sums over the width)"
 )
 
 
@@ -382,7 +449,8 @@ def a_dimension_more(width: int) -> nn.Module:
         (
             three_ways,
             "cannot tell the kind of parameter 'weight' of shape (64, 64, 64) in Bilinear "
-            "(3 growing dimensions); name it: overrides={'weight': 'embedding'}",
+            "(3 growing dimensions); name it: overrides={'weight': 'embedding'} "
+            "('matrix' for η/w, where it sums over the width)",
         ),
         (
             deeper_when_wider,
@@ -404,6 +472,52 @@ def test_a_delta_at_the_base_width_shows_nothing() -> None:
     message = "delta_width: must differ from base_width = 16, or no dimension is seen to grow"
     with refuses(message):
         parameter_table(sequential, width=64, base_width=16, delta_width=16)
+
+
+# The file
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = parameter_table(convolutions, width=64, base_width=16)
+    table.save(tmp_path / "table.json")
+    assert ParameterTable.load(tmp_path / "table.json") == table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "widthwise/recipe/1"}, "schema: must be 'widthwise/table/1', got 'widthwise/recipe/1'"),
+        ({"width": 0}, "width: must be >= 1, got 0"),
+        ({"base_width": None}, "base_width: must be a whole number, got null"),
+        ({"entries": []}, "entries: must be an object, got []"),
+        (
+            {"entries": {"0.weight": {"kind": "matrx", "width_multiplier": 4, "normalised": True}}},
+            "entries.0.weight.kind: must be 'matrix', 'embedding', 'readout', 'gain' or 'bias', got 'matrx'; "
+            "did you mean 'matrix'?",
+        ),
+        (
+            {"entries": {"0.weight": {"kind": "matrix", "width_multiplier": 4, "normalised": True}}},
+            "entries.0.weight.fan_in: is required of a matrix",
+        ),
+        (
+            {
+                "entries": {
+                    "0.weight": {"kind": "gain", "width_multiplier": 4, "normalised": True, "fan_in": 9}
+                }
+            },
+            "entries.0.weight.fan_in: must be null of any kind but matrix",
+        ),
+        (
+            {"entries": {"0.weight": {"kind": "gain", "width_multiplayer": 4, "normalised": True}}},
+            "entries.0.weight.width_multiplayer: unknown field; did you mean 'width_multiplier'? (and 1 more)",
+        ),
+    ],
+)
+def test_a_faulty_file_is_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({**parameter_table(sequential, 64, 16).as_json(), **change}))
+    with refuses(f"{path}: {message}"):
+        ParameterTable.load(path)
 
 
 # Groups
@@ -468,6 +582,70 @@ def test_every_parameter_is_in_one_group_of_its_kind_and_multiplier(
         {**vector, "name": "readout x4", "kind": "readout"},
         {**vector, "name": "bias x1", "kind": "bias", "lr": 0.1, "max_lr": 0.1},
     ]
+
+
+def test_a_copys_groups_hold_the_copys_parameters() -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    model = sequential(64)
+    copied = copy.deepcopy(model)
+    groups = parameter_groups(copied, table, settings_for, TUNED)
+    assert {id(one) for group in groups for one in group["params"]} == set(map(id, copied.parameters()))
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+# torch's word on drawing in shards: complete on GPUs alone.
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
+@pytest.mark.usefixtures("_one_process")
+def test_a_sharded_model_is_grouped_and_initialised_by_name() -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    config = GPTConfig(width=64, embedding_std=0.5, matrix_std=2.0, readout_std=0.25)
+    whole, sharded = sequential(64), sequential(64)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    for model in (whole, sharded):
+        torch.manual_seed(0)
+        initialise(model, table, config)
+    for one, other in zip(whole.parameters(), sharded.parameters(), strict=True):
+        assert isinstance(other, DTensor)
+        assert torch.equal(one, other.to_local())
+    groups = parameter_groups(sharded, table, settings_for, TUNED)
+    assert {id(one) for group in groups for one in group["params"]} == set(map(id, sharded.parameters()))
+
+
+# The initialisation
+
+
+def test_weights_are_drawn_by_kind_and_fan_in() -> None:
+    table = parameter_table(convolutions, width=512, base_width=16)
+    model = convolutions(512)
+    kept = {name: one.clone() for name, one in model.named_parameters() if table[name].kind == "gain"}
+    torch.manual_seed(0)
+    initialise(model, table, GPTConfig(width=512, embedding_std=0.5, matrix_std=2.0, readout_std=0.25))
+    found = dict(model.named_parameters())
+    for name, std in {"0.weight": 0.5, "2.weight": 2 / (9 * 512) ** 0.5, "5.weight": 0.25}.items():
+        # The standard error of a standard deviation of n values is 1/√2n.
+        assert found[name].std().item() == pytest.approx(std, rel=4 / (2 * found[name].numel()) ** 0.5)
+    for name, one in found.items():
+        assert table[name].kind != "bias" or not one.any()
+        assert name not in kept or torch.equal(one, kept[name])
+
+
+def test_what_is_frozen_is_not_drawn_and_what_is_nowhere_cannot_be() -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    model = sequential(64)
+    kept = model[0].requires_grad_(False).weight.clone()
+    initialise(model, table, GPTConfig())
+    assert torch.equal(model[0].weight, kept)
+    with refuses("model: must have its weights, but they are on the meta device"):
+        initialise(model.to("meta"), table, GPTConfig())
+
+
+# What cannot be grouped
 
 
 def test_without_the_correction_no_group_has_it() -> None:

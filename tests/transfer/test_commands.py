@@ -215,6 +215,15 @@ def test_an_address_that_never_answers_is_one_line_within_20_seconds(
         ("--width 64 --batch-tokens 100", "batch_tokens: must be a multiple of context = 64, got 100"),
         ("--width 64 --workers 0", "workers: must be >= 1, got 0"),
         ("--width 64 --workers 3", "workers: must divide the 16 sequences of a batch, got 3"),
+        (
+            "--width 64 --workers 2 --accumulate 3",
+            "accumulate: must divide the 8 sequences of a worker's share of a batch, got 3",
+        ),
+        (
+            "--width 64 --parallel hsdp --module-decay awd",
+            "module_decay: needs the whole model on every worker (parallel 'ddp'), got 'hsdp'",
+        ),
+        ("--width 64 --keep 0", "keep: must be >= 1, got 0"),
         ("--width 64 --evaluations 0", "evaluations: must be >= 1, got 0"),
         ("--width 64 --checkpoint-every 0", "checkpoint_every: must be >= 1, got 0"),
         ("--width 64 --seed -1", "seed: must be >= 0, got -1"),

@@ -80,7 +80,7 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
     assert status == 0, said
     told = [line.partition(":")[0] for line in said.splitlines()]
     assert told == [f"step {line['step']}" for line in lines(undisturbed)]
-    names = [".lock", "checkpoint.pt", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
+    names = [".lock", "checkpoints", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
     assert sorted(path.name for path in undisturbed.iterdir()) == names
     result = json.loads((undisturbed / "result.json").read_text())
     assert json.loads(printed) == result
@@ -132,11 +132,11 @@ def test_a_finished_run_is_not_repeated(
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
 
 
-def test_two_workers_one_of_them_killed_learn_what_one_learns(
+def test_two_workers_with_a_part_each_one_of_them_killed_learn_what_one_learns(
     start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
 ) -> None:
-    out = folder / "two"
-    running = start(*run_of(folder / "recipe.json", real_text), "--out", out, "--workers", 2)
+    out, sharded = folder / "two", ["--workers", 2, "--parallel", "fsdp", "--accumulate", 2]
+    running = start(*run_of(folder / "recipe.json", real_text), "--out", out, *sharded)
     running.until(has_evaluated(out, 3))
     workers = [pid for pid, name in running.processes().items() if "RayTrainWorker" in name]
     assert len(workers) == 2
@@ -144,6 +144,8 @@ def test_two_workers_one_of_them_killed_learn_what_one_learns(
     status, printed, said = running.finish()
     assert (status, len(printed.splitlines())) == (0, 2), said
     running.require_gone()
+    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert kept == ["step_000000152", "step_000000160"]
     assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(undisturbed)]
     for one, other in zip(lines(out), lines(undisturbed), strict=True):
         # Sums in another order differ by a rounding, which training then amplifies.

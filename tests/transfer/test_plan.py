@@ -329,3 +329,46 @@ def test_an_impossible_target_is_refused(target: dict[str, Any], message: str) -
     with pytest.raises(ConfigError) as caught:
         RECIPE.at(**target)
     assert str(caught.value) == message
+
+
+# A tied readout
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_tied_readout_is_refused_by_rules_that_scale_it_otherwise_than_the_embedding(name: str) -> None:
+    proxy = GPTConfig(width=32, depth=2, context=128, tied=True)
+    recipe = RECIPE.model_copy(update={"proxy": proxy})
+    if name not in ("completed-p", "qiu-compute-optimal", "sp-embedding"):
+        scaled_logits = 1.0 if name == "sp" else 0.25
+        assert recipe.at(width=128, rule=name).model.readout_multiplier == 4 / 32 * scaled_logits
+        return
+    with pytest.raises(ConfigError) as caught:
+        recipe.at(width=128, rule=name)
+    assert str(caught.value) == (
+        f"proxy.tied: must be false for rule {name!r}, which scales a readout's η or initial std otherwise than an "
+        "embedding's"
+    )
+    assert recipe.at(width=32, rule=name).model == proxy
+
+
+# Of one's own model
+
+
+def test_initialising_the_gpt_draws_what_it_draws_itself() -> None:
+    plan = RECIPE.at(width=128, rule="completed-p")
+    table = parameter_table(build, width=128, base_width=32)
+    model, own = build(128), GPT(plan.model)
+    torch.manual_seed(0)
+    plan.initialise(model, table)
+    torch.manual_seed(0)
+    own.initialise()
+    for name, parameter in model.named_parameters():
+        expected = own.get_parameter(name)
+        assert parameter.std().item() == pytest.approx(expected.std().item(), rel=0.05), name
+        assert (parameter.std() > 0) == (table[name].kind != "gain")
+
+
+def test_a_table_of_other_widths_initialises_nothing() -> None:
+    table = parameter_table(build, width=64, base_width=32)
+    with pytest.raises(ConfigError, match=r"^table\.width: must be the plan's width = 128, got 64$"):
+        RECIPE.at(width=128).initialise(build(128), table)

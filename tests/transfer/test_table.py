@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from widthwise.proxies import ParameterTable
 from widthwise.transfer import cli
 
 SOURCE = """
@@ -26,7 +27,7 @@ def failing(width):
     return build(width / 2 + 0.5)
 
 def kv_heads(width):
-    return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(width, 9))
+    return nn.Sequential(nn.Linear(width, width // 2), nn.Linear(width, 32), nn.Linear(width, 9))
 """
 BASES = ["--width", "64", "--base-width", "16"]
 
@@ -35,9 +36,10 @@ BASES = ["--width", "64", "--base-width", "16"]
 def _in_a_folder_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_model.py").write_text(SOURCE)
     (tmp_path / "importing.py").write_text("import absent_library")
+    (tmp_path / "failing.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("my_model", "importing"):
+    for name in ("my_model", "importing", "failing"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -63,7 +65,66 @@ def test_it_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None
     assert exit_status("my_model:build", *BASES, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["width"], document["base_width"], len(document["entries"])) == (64, 16, 3)
-    assert document["entries"]["1.weight"] == {"kind": "matrix", "width_multiplier": 4.0, "normalised": True}
+    row = {"kind": "matrix", "width_multiplier": 4.0, "normalised": True, "fan_in": 64}
+    assert (document["schema"], document["entries"]["1.weight"]) == ("widthwise/table/1", row)
+
+
+def test_it_prints_a_line_per_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("my_model:build", *BASES, "--csv") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "parameter,kind,width_multiplier,normalised,fan_in",
+        "0.weight,embedding,4.0,False,",
+        "1.weight,matrix,4.0,True,64",
+        "2.weight,readout,4.0,False,",
+    ]
+
+
+def test_what_it_writes_is_what_python_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--override", "1.weight=matrix", "--override", "[24].bias=gain", "--transposed", "0.weight"]
+    assert (
+        exit_status("my_model:kv_heads", *BASES, *options, "--delta-width", "48", "--out", "table.json") == 0
+    )
+    assert "gain" in capsys.readouterr().out
+    found = ParameterTable.load("table.json")
+    assert {name: (entry.kind, entry.fan_in) for name, entry in found.items()} == {
+        "0.weight": ("matrix", 32),
+        "0.bias": ("bias", None),
+        "1.weight": ("matrix", 64),
+        "1.bias": ("bias", None),
+        "2.weight": ("readout", None),
+        "2.bias": ("gain", None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--override 1.weight", "override: must be PATTERN=KIND, got '1.weight'"),
+        ("--override =matrix", "override: must be PATTERN=KIND, got '=matrix'"),
+        (
+            "--override 1.wieght=matrix",
+            "overrides: pattern '1.wieght' matches no parameter; did you mean '1.weight'?",
+        ),
+        (
+            "--override 1.weight=matrx",
+            "overrides: kind must be one of matrix, embedding, readout, gain, bias, got 'matrx'; "
+            "did you mean 'matrix'?",
+        ),
+        ("--transposed expert", "transposed: pattern 'expert' matches no parameter"),
+        ("--delta-width 0", "delta_width: must be >= 1, got 0"),
+        (
+            "--delta-width 16",
+            "delta_width: must differ from base_width = 16, or no dimension is seen to grow",
+        ),
+        ("--csv --json", "csv: must not be given together with json"),
+        ("--out no/table.json", "out: no/table.json cannot be written (No such file or directory)"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_line(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("my_model:build", *BASES, *options.split()) == 2
+    assert capsys.readouterr() == ("", f"widthwise: error: {message}\n")
 
 
 def test_what_the_model_prints_stays_off_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +153,7 @@ def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixt
         ("my_model:number", "must return a torch.nn.Module, got 3"),
         ("absent:build", "no module 'absent' for 'absent:build'"),
         ("importing:build", "no module 'absent_library' for 'importing:build'"),
+        ("failing:build", "importing 'failing' failed: ZeroDivisionError: division by zero"),
         ("my_model:biuld", "module 'my_model' has no function 'biuld'; did you mean 'build'?"),
         ("my_model:nn", "module 'my_model' has no function 'nn'"),
         (

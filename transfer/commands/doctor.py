@@ -65,9 +65,15 @@ def _devices() -> list[Finding]:
     else:
         built = "this torch has no CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         device = Finding(what="device", found=f"cpu ({built})")
-    active, reason = backends.describe()
-    advice = None if reason is None else f"install a C++ compiler such as g++ for the fast one ({reason})"
-    return [device, Finding(what="kernel back end", found=active, advice=advice)]
+    back_ends = [_back_end("kernel back end", "a C++ compiler such as g++", *backends.describe())]
+    if torch.cuda.is_available():
+        back_ends += [_back_end("kernel back end on CUDA", "what is missing", *backends.describe("cuda"))]
+    return [device, *back_ends]
+
+
+def _back_end(what: str, remedy: str, active: str, reason: str | None) -> Finding:
+    advice = None if reason is None else f"install {remedy} for the fast one ({reason})"
+    return Finding(what=what, found=active, advice=advice)
 
 
 def _disk() -> Finding:

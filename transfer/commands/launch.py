@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
 
-_DRY = ("verbose", "nodes", "tflops_per_worker", "tokens_per_second")
+# Options that say nothing without another.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("verbose", "tflops_per_worker", "tokens_per_second"), ("dry_run",)),
+    **dict.fromkeys(("insecure", "wheel"), ("submit",)),
+    **dict.fromkeys(("image", "claim"), ("print",)),
+    "nodes": ("dry_run", "print"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +35,20 @@ class Launch(Target):
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
-    """Folder for result.json, metrics.jsonl, plan.json and the checkpoint; shared by all nodes."""
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
     workers: int = 1
-    """Data-parallel workers; they share every batch."""
+    """Workers; they share every batch."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Keep the whole model on every worker (ddp), a part of it (fsdp), or parts on the workers of each node and
+    replicas across nodes (hsdp)."""
+    accumulate: int = 1
+    """Passes forward and backward for each worker's share of a batch; the result is the same."""
+    recompute: bool = False
+    """Compute activations again in the backward pass, to save their memory."""
     checkpoint_every: Option[int] = None
     """Steps between checkpoints, besides one at every evaluation."""
+    keep: int = 2
+    """Checkpoints to keep."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -61,11 +76,23 @@ class Launch(Target):
     verbose: bool = False
     """With --dry-run: every parameter's row too."""
     nodes: int = 1
-    """With --dry-run: machines that the workers are spread over."""
+    """With --dry-run and --print: machines that the workers are spread over."""
     tflops_per_worker: Option[float] = None
     """With --dry-run: model TFLOP/s of a worker, a GPU's peak times the utilisation expected."""
     tokens_per_second: Option[float] = None
     """With --dry-run: tokens/s of all workers together."""
+    submit: Option[str] = None
+    """Send the run to a cluster as a Ray job, by its dashboard: host:port or URL."""
+    insecure: bool = False
+    """With --submit: to a dashboard that takes jobs from anyone who reaches it."""
+    wheel: Option[Path] = None
+    """With --submit: this package as a wheel, where the cluster has not installed it."""
+    print: Literal["none", "slurm", "kuberay"] = "none"
+    """Print a Slurm batch script or a KubeRay RayJob that does the run, a GPU for each worker, and stop."""
+    image: Option[str] = None
+    """With --print kuberay: a container image with widthwise and ray."""
+    claim: Option[str] = None
+    """With --print kuberay: the PersistentVolumeClaim that holds the folder, mounted at its first part."""
     json: bool = False
     """Print result.json's document, or the dry run's."""
 
@@ -75,23 +102,53 @@ class Launch(Target):
 
         recipe = Recipe.load(self.recipe)
         plan = self.plan(recipe)
+        self._require_no_idle_option()
         if self.dry_run:
             return self._on_paper(plan)
-        self._require_training()
+        if self.print != "none":
+            return self._schedule(plan)
+        if self.submit is not None:
+            return self._send(plan, self.submit)
         return self._train(plan, self._data(recipe))
 
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launching import LaunchOptions
 
-        names = ("seed", "workers", "checkpoint_every", "evaluations", "compile", "diagnostics", "model")
+        names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
+        names += ["evaluations", "compile", "diagnostics", "model"]
         settings = {name: getattr(self, name) for name in names}
         return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
 
-    def _require_training(self) -> None:
-        """Refuse the options of a dry run."""
-        for name in _DRY:
-            if getattr(self, name) != getattr(Launch, name):
-                raise ConfigError(f"{name}: needs --dry-run")
+    def _require_no_idle_option(self) -> None:
+        """Refuse the options of what was not asked for."""
+        for name, needed in _NEEDS.items():
+            if self._has(name) and not any(map(self._has, needed)):
+                options = " or ".join(f"--{one.replace('_', '-')}" for one in needed)
+                raise ConfigError(f"{name}: needs {options}")
+
+    def _has(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(Launch, name))
+
+    def _schedule(self, plan: "Plan") -> int:
+        from widthwise.transfer.commands.submitting import manifest
+        from widthwise.transfer.launching import require_division
+
+        require_division(plan, self._options())
+        print(manifest(self), end="")
+        return 0
+
+    def _send(self, plan: "Plan", dashboard: str) -> int:
+        from widthwise.transfer.commands.submitting import submit
+        from widthwise.transfer.launching import require_division
+
+        require_division(plan, self._options())
+        sent = submit(self, plan, dashboard)
+        if self.json:
+            print(json.dumps(sent))
+        else:
+            where = f"{sent['job']} --address {sent['address']}"
+            print(f"job {sent['job']}; follow it with: widthwise logs {where} --follow")
+        return 0
 
     def _on_paper(self, plan: "Plan") -> int:
         from rich.console import Console

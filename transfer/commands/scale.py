@@ -34,7 +34,7 @@ class Scale:
     """Tokens in all; the recipe's if not given."""
     rule: Option[str] = None
     """Scaling rule: fan-sqrt, sp, sp-embedding, mup-coupled, mup-independent, completep, completed-p,
-    qiu-compute-optimal. fan-sqrt if not given; `widthwise rules` says more."""
+    qiu-compute-optimal. Or MODULE:FUNCTION, one of your own. fan-sqrt if not given; `widthwise rules` says more."""
     horizon_rule: str = "none"
     """What another batch size or more tokens change: none, tau-const, power-lines, sde."""
     decay_kinds: Option[str] = None

@@ -2,12 +2,18 @@
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
+from widthwise.proxies.config import Kind
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.options import Option
+
+if TYPE_CHECKING:
+    from widthwise.proxies.table import ParameterTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,16 @@ class Table:
     """Width of the target."""
     base_width: int
     """Width of the proxy, where all multipliers are 1."""
+    delta_width: Option[int] = None
+    """Another width that build takes, to see what grows; twice the base width if not given."""
+    override: UseAppendAction[tuple[str, ...]] = ()
+    """PATTERN=KIND for parameters whose shapes do not tell their kind: matrix, embedding, readout, gain, bias."""
+    transposed: UseAppendAction[tuple[str, ...]] = ()
+    """PATTERN of matrices that are kept (in, out)."""
+    out: Option[Path] = None
+    """File to write the table to as well; ParameterTable.load reads it."""
+    csv: bool = False
+    """Print comma-separated values instead of a table."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
@@ -28,19 +44,64 @@ class Table:
         from widthwise.proxies.building import find_build
         from widthwise.proxies.shapes import parameter_table
 
-        for name in ("width", "base_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be >= 1, got {getattr(self, name)}")
+        self._require_possible()
+        overrides = dict(map(_override, self.override))
         # Standard output is for the table alone, whatever the user's module prints.
         with redirect_stdout(sys.stderr):
-            build = find_build(self.build, Path.cwd())
-            table = parameter_table(build, width=self.width, base_width=self.base_width)
+            table = parameter_table(
+                find_build(self.build, Path.cwd()),
+                width=self.width,
+                base_width=self.base_width,
+                delta_width=self.delta_width,
+                overrides=overrides,
+                transposed=self.transposed,
+            )
+        if self.out is not None:
+            _save(table, self.out)
+        self._print(table)
+        return 0
+
+    def _require_possible(self) -> None:
+        for name in ("width", "base_width", "delta_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be >= 1, got {value}")
+        if self.csv and self.json:
+            raise ConfigError("csv: must not be given together with json")
+
+    def _print(self, table: "ParameterTable") -> None:
         if self.json:
             from json import dumps
 
-            print(dumps(asdict(table), indent=2))
-            return 0
-        from rich.console import Console
+            print(dumps(table.as_json(), indent=2))
+        elif self.csv:
+            _print_csv(table)
+        else:
+            from rich.console import Console
 
-        Console().print(table.table())
-        return 0
+            Console().print(table.table())
+
+
+def _override(text: str) -> tuple[str, Kind]:
+    pattern, sign, kind = text.rpartition("=")
+    if not (sign and pattern):
+        raise ConfigError(f"override: must be PATTERN=KIND, got {text!r}")
+    return pattern, cast(Kind, kind)  # parameter_table looks at it
+
+
+def _save(table: "ParameterTable", path: Path) -> None:
+    try:
+        table.save(path)
+    except OSError as error:
+        raise ConfigError(f"out: {path} cannot be written ({error.strerror})") from None
+
+
+def _print_csv(table: "ParameterTable") -> None:
+    from csv import writer
+
+    from widthwise.proxies.table import ParameterEntry
+
+    columns = list(ParameterEntry.model_fields)
+    rows = writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["parameter", *columns])
+    rows.writerows([name, *(getattr(entry, column) for column in columns)] for name, entry in table.items())

@@ -1,0 +1,299 @@
+"""Checkpoints of a run on any number of workers: folders of `torch.distributed.checkpoint`, by name.
+
+``step_000000120/`` holds model and optimizer state, written by all workers in the background, and the first
+worker's ``progress.pt``. It has another name until all of it is on the disk, so that a half-written one is never
+picked up. The folder can be loaded by another number of workers, sharded or not.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from widthwise.proxies.checkpoint import (
+    DamagedCheckpoint,
+    Progress,
+    another_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from widthwise.proxies.parallel import require_process_group
+from widthwise.proxies.table import plain_names
+from widthwise.proxies.validation import RunError
+
+_PROGRESS = "progress.pt"
+_FULL = 2**20  # bytes; a file system with fewer left takes no shard
+
+_logger = logging.getLogger("widthwise")
+
+
+class ShardedCheckpoint:
+    """The last `keep` checkpoints in a folder; every worker makes one, and calls it at the same steps.
+
+    Random state is saved per worker, and restored on those that there were.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, rank: int, workers: int) -> None:
+        self._folder, self._keep, self._rank, self._workers = folder, keep, rank, workers
+        self._group: dist.ProcessGroup | None = None
+        self._pending: _Pending | None = None
+
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Copy everything and write it in the background, once the one before has been written.
+
+        Raises:
+            RunError: that one, or this one's beginning, cannot be written; those before it stay.
+        """
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        self.finish()
+        tensors, numbers = _optimizer_state(model, optimizer)
+        unfinished = self._folder / f".step_{progress['step']:09d}.unfinished"
+        if self._rank == 0:
+            with self._complaining():
+                save_checkpoint(unfinished / _PROGRESS, {**progress, "optimizer_numbers": numbers})
+        # From the background only in a group of its own: training goes on in the others.
+        written = async_save(
+            {**_prefixed("model", model.state_dict()), **tensors, **self._random_state()},
+            storage_writer=FileSystemWriter(unfinished),
+            process_group=self._own_group(),
+        )
+        self._pending = _Pending(written, lambda: self._commit(unfinished) if self._rank == 0 else None)
+
+    def finish(self) -> None:
+        """Wait for what is being written; errors as in `save`."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            with self._complaining():
+                pending.wait()
+
+    def load(self, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any]) -> Progress | None:
+        """Load the latest whole one and return its progress, or None where there is none.
+
+        Raises:
+            ConfigError: it belongs to another run.
+        """
+        if self._rank == 0:
+            for unfinished in self._folder.glob(".step_*.unfinished"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        for path in reversed(self._present()):
+            try:
+                progress = load_checkpoint(path / _PROGRESS, identity, torch.device("cpu"))
+                saved = _contents(path)
+            except DamagedCheckpoint as error:
+                _logger.warning("%s; going on from the one before it", error)
+                continue
+            self._load(path, saved, model, optimizer, progress["optimizer_numbers"])
+            return progress
+        return None
+
+    def _load(
+        self,
+        path: Path,
+        saved: Mapping[str, Any],
+        model: nn.Module,
+        optimizer: Optimizer,
+        numbers: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        weights = model.state_dict()
+        sizes = {name: found.size for name, found in _within("model", saved).items()}
+        if sizes != {name: weight.shape for name, weight in weights.items()}:
+            raise another_model(path)
+        states = {
+            name: _like(parameter, _within(f"optimizer/{name}", saved))
+            for name, parameter in _named_parameters(model).items()
+        }
+        random = {name: own for name, own in self._random_state().items() if name in saved}
+        flat = {**_prefixed("model", weights), **_flat(states), **random}
+        reader, group = FileSystemReader(path), self._own_group()
+        load(flat, storage_reader=reader, process_group=group)
+        model.load_state_dict(weights)
+        names = _names(model, optimizer)
+        state = {
+            index: {**states[name], **numbers.get(name, {})}
+            for index, name in enumerate(names)
+            if states[name] or name in numbers
+        }
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _restore_random_state(list(random.values()))
+
+    def _commit(self, unfinished: Path) -> None:
+        """Give a written checkpoint its name, and remove those that are too many."""
+        path = self._folder / unfinished.name.removeprefix(".").removesuffix(".unfinished")
+        shutil.rmtree(path, ignore_errors=True)  # of a stretch that is repeated
+        unfinished.rename(path)
+        _flush(self._folder)
+        for old in self._present()[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _present(self) -> list[Path]:
+        return sorted(self._folder.glob("step_*"))
+
+    def _own_group(self) -> dist.ProcessGroup:
+        if self._group is None:
+            require_process_group()
+            self._group = dist.new_group(backend="gloo")
+        return self._group
+
+    def _random_state(self) -> dict[str, Tensor]:
+        states = {f"random/{self._rank}/cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states[f"random/{self._rank}/cuda"] = torch.cuda.get_rng_state()
+        return states
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Turn a failure to write, on any worker, into one line."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            yield
+        except (OSError, CheckpointException) as error:
+            last = self._present()
+            kept = f"the last good one is {last[-1]}" if last else "there is none yet"
+            reason = _reason(error, self._folder)
+            raise RunError(f"checkpoint: cannot be written ({reason}); {kept}") from error
+
+
+class _Pending:
+    """Something that is being written, and what follows it on the same thread."""
+
+    def __init__(self, written: Any, then: Any) -> None:
+        self._written, self._then, self._ended = written, then, Event()
+        self._error: OSError | None = None
+        written.add_done_callback(self._end)
+
+    def wait(self) -> None:
+        self._written.result()
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _end(self, written: Any) -> None:
+        try:
+            if written.exception() is None:
+                self._then()
+        except OSError as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    """Return what the disk said, on whichever worker."""
+    failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
+    cause = failures[0] if failures else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    # torch writes through a stream, and hides what the disk said behind a complaint of its own.
+    if shutil.disk_usage(folder).free < _FULL:
+        return "No space left on device"
+    return str(cause).strip().rpartition("\n")[2]
+
+
+def _contents(path: Path) -> Mapping[str, Any]:
+    """Return the sizes and types of what a checkpoint holds.
+
+    Raises:
+        DamagedCheckpoint: some of it is not there.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    try:
+        metadata = FileSystemReader(path).read_metadata()
+        for place in metadata.storage_data.values():
+            size = (path / place.relative_path).stat().st_size
+            if size < place.offset + place.length:
+                raise OSError(f"{place.relative_path} is too short")
+    except (Exception, CheckpointException) as error:  # a damaged file fails in many ways
+        reason = str(error).partition("\n")[0]
+        raise DamagedCheckpoint(f"checkpoint: {path} cannot be read ({reason})") from error
+    found: Mapping[str, Any] = metadata.state_dict_metadata
+    return found
+
+
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the optimizer's tensors, and its numbers by parameter."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    states = optimizer.state_dict()["state"]
+    for index, name in enumerate(_names(model, optimizer)):
+        for key, value in states.get(index, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{name}/{key}"] = value
+            else:
+                numbers.setdefault(name, {})[key] = value
+    return tensors, numbers
+
+
+def _like(parameter: Tensor, saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors to load a parameter's state into: those of its own size are sharded as it is."""
+    state = {}
+    for key, found in saved.items():
+        dtype = found.properties.dtype
+        whole = found.size == parameter.shape and len(found.size) > 0
+        state[key] = (
+            torch.zeros_like(parameter.detach(), dtype=dtype)
+            if whole
+            else torch.zeros(found.size, dtype=dtype)
+        )
+    return state
+
+
+def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return the names of the optimizer's parameters, in its order."""
+    names = {parameter: name for name, parameter in _named_parameters(model).items()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return plain_names(dict(model.named_parameters()))
+
+
+def _prefixed(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": value for name, value in named.items()}
+
+
+def _within(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{prefix}/"): value
+        for name, value in named.items()
+        if name.startswith(f"{prefix}/")
+    }
+
+
+def _flat(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"optimizer/{name}/{key}": value for name, state in states.items() for key, value in state.items()
+    }
+
+
+def _restore_random_state(states: list[Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state(states[1])
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk keep a folder's names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,28 @@
+"""What the commands on a cluster's jobs share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from widthwise.transfer.jobs import Cluster, Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCluster:
+    """A cluster, by its dashboard."""
+
+    address: str = "http://127.0.0.1:8265"
+    """The cluster's dashboard, host:port or URL."""
+    insecure: bool = False
+    """Talk to a dashboard that takes jobs from anyone who reaches it."""
+
+    def cluster(self) -> "Cluster":
+        """Return the cluster, looked at."""
+        from widthwise.transfer.jobs import Cluster
+
+        return Cluster(self.address, insecure=self.insecure)
+
+
+def exit_status(job: "Job") -> int:
+    """Return 0 for a job that runs or whose own result says completed, and 1 otherwise."""
+    return int(job.ended and job.verdict != "completed")

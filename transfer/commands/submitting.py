@@ -1,0 +1,108 @@
+"""``widthwise launch --submit``: the same command as a Ray job on the cluster itself."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from widthwise.proxies.references import local_source
+from widthwise.proxies.validation import ConfigError
+
+if TYPE_CHECKING:
+    from widthwise.transfer.commands.launch import Launch
+    from widthwise.transfer.plan import Plan
+
+
+def as_argv(command: Any, *, leave_out: tuple[str, ...] = ()) -> list[str]:
+    """Return the options of a command that are not its defaults.
+
+    Args:
+        command: the dataclass; flags are the fields that are True or False.
+        leave_out: fields that are not repeated.
+    """
+    argv: list[str] = []
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if field.name in leave_out or (field.default is not MISSING and value == field.default):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        argv += [flag] if value is True else [f"{flag}={value}"]
+    return argv
+
+
+def _on_the_spot(command: "Launch", recipe: str) -> list[str]:
+    """Return the command line that does on the cluster what `command` asks for."""
+    return ["launch", recipe, *as_argv(command, leave_out=_HERE), "--address=auto"]
+
+
+def _require_clusters_paths(command: "Launch") -> None:
+    """Raise a ConfigError unless folder and data are where every node finds them."""
+    data = None if command.data == "python" else command.data
+    for name, path in (("out", str(command.out)), ("data", data)):
+        if path is not None and not Path(path).is_absolute():
+            where = "--submit" if command.print == "none" else "--print"
+            raise ConfigError(
+                f"{name}: must be an absolute path with {where}, as the cluster's nodes see it, got {path!r}"
+            )
+
+
+# What says where the job goes and how this end of it speaks: not the job's own.
+_HERE = ("recipe", "submit", "insecure", "wheel", "json", "address", "print", "image", "claim", "nodes")
+
+
+def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
+    """Send a launch to a cluster, having looked here at all that can be looked at here.
+
+    Returns:
+        ``job``, its id; ``address``, the dashboard's URL; ``out``, the run's folder.
+
+    Raises:
+        ConfigError: a path that the cluster's nodes would not find, a model that cannot be built, a
+            missing wheel, or a cluster that is not there, is open to anyone or asks for a token.
+    """
+    from widthwise.transfer.jobs import Cluster, Submission
+
+    if command.address is not None:
+        raise ConfigError("address: must not be given together with submit")
+    _require_clusters_paths(command)
+    if command.wheel is not None and not (command.wheel.is_file() and command.wheel.suffix == ".whl"):
+        raise ConfigError(f"wheel: must be a .whl file, got {str(command.wheel)!r}")
+    files = {"recipe.json": command.recipe} | {path.name: path for path in _own_files(command, plan)}
+    cluster = Cluster(dashboard, insecure=command.insecure)
+    argv = _on_the_spot(command, "recipe.json")
+    submission = Submission(argv=argv, out=str(command.out), files=files, wheel=command.wheel)
+    return {"job": cluster.submit(submission), "address": cluster.address, "out": str(command.out)}
+
+
+def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
+    """Return what holds the user's own rule and model."""
+    found = local_source(command.rule, Path.cwd()) if ":" in command.rule else []
+    if command.model is not None:
+        from widthwise.transfer.own_model import own_model, sources
+
+        found += [Path(source) for source in sources(own_model(plan, command.model))]
+    return found
+
+
+def manifest(command: "Launch") -> str:
+    """Return what ``--print`` prints.
+
+    Raises:
+        ConfigError: a path that the nodes would not find, or an option that is missing.
+    """
+    from widthwise.transfer.manifests import MOUNTED_RECIPE, Job, ray_job, slurm_script
+
+    _require_clusters_paths(command)
+    slurm = command.print == "slurm"
+    job = Job(
+        argv=_on_the_spot(command, str(command.recipe) if slurm else MOUNTED_RECIPE),
+        recipe=command.recipe.read_text(encoding="utf-8"),
+        out=str(command.out),
+        workers=command.workers,
+        nodes=command.nodes,
+    )
+    if slurm:
+        return slurm_script(job)
+    for name in ("image", "claim"):
+        if getattr(command, name) is None:
+            raise ConfigError(f"{name}: is required with --print kuberay")
+    return ray_job(job, image=str(command.image), claim=str(command.claim))
