@@ -54,12 +54,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def holding_back(model: nn.Module, *, hold: bool) -> AbstractContextManager[Any]:
-    """Keep the gradients of this pass on the worker, where more passes of the same step follow."""
-    if isinstance(model, DistributedDataParallel):
-        return model.no_sync() if hold else nullcontext()
-    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2's module
-        cast("FSDPModule", model).set_requires_gradient_sync(not hold)
-    return nullcontext()
+    """Keep DDP's gradients on the worker in this pass, where more passes of the same step follow.
+
+    FSDP2's are shared out after every pass: held back, they would be whole ones on every worker.
+    """
+    return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def let_go(model: nn.Module) -> None:

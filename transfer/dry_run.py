@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FP32 = 4
+BF16 = 2
 GIB = 2**30
 
 
@@ -60,18 +61,28 @@ class DryRun:
         plan: what is trained.
         table: every parameter's kind.
         step: the cost of a training step.
-        workers: data-parallel workers, on `nodes` nodes.
+        options: how it is run, on how many workers.
+        nodes: machines that these are spread over, evenly.
         throughput: how fast they are taken to be.
-        model: the user's model in the GPT's place, by name.
     """
 
     plan: Plan
     table: ParameterTable
     step: Footprint
-    workers: int
+    options: LaunchOptions
     nodes: int
     throughput: Throughput
-    model: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """Workers in all."""
+        return self.options.workers
+
+    @property
+    def shards(self) -> int:
+        """Workers that hold one copy of the model together."""
+        apart = {"ddp": 1, "fsdp": self.workers, "hsdp": self.workers // self.nodes}
+        return apart[self.options.parallel]
 
     @property
     def sequences(self) -> int:
@@ -85,16 +96,29 @@ class DryRun:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes per worker, by what holds them; every worker holds the whole model (DDP)."""
-        weights = FP32 * self.step.parameters
+        """Bytes per worker, by what holds them."""
+        weights, shards = FP32 * self.step.parameters, self.shards
+        part = -(-weights // shards)
         return {
-            "weights": weights,
-            "gradients": weights,
-            "moments": 2 * weights,
+            "weights": part,
+            "gradients": part,
+            "moments": 2 * part,
             # DDP copies gradients into the buckets that it sends.
-            "buckets": weights if self.workers > 1 else 0,
-            "activations": self.step.activation_bytes(self.sequences),
+            "buckets": weights if self.workers > 1 and self.options.parallel == "ddp" else 0,
+            "gathered weights": self._gathered_bytes() if shards > 1 else 0,
+            "activations": self.step.activation_bytes(self.sequences // self.options.accumulate),
         }
+
+    def _gathered_bytes(self) -> int:
+        """Size of what FSDP2 has whole at a time: two layers and what lies in none, in bf16."""
+        layers: dict[str, int] = {}
+        for name, size in self.step.sizes.items():
+            path = name.split(".")
+            number = next((place for place, part in enumerate(path) if part.isdecimal()), None)
+            layer = "" if number is None else ".".join(path[: number + 1])
+            layers[layer] = layers.get(layer, 0) + size
+        outside = layers.pop("", 0)
+        return BF16 * (outside + sum(sorted(layers.values())[-2:]))
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -108,10 +132,13 @@ class DryRun:
         return {
             "plan": self.plan.document(),
             "mesh": {
-                "parallel": "ddp",
+                "parallel": self.options.parallel,
                 "nodes": self.nodes,
                 "workers": self.workers,
+                "shards": self.shards,
+                "replicas": self.workers // self.shards,
                 "sequences_per_worker": self.sequences,
+                "accumulate": self.options.accumulate,
             },
             "parameters": self.step.parameters,
             "memory_per_worker": {**self.memory, "total": sum(self.memory.values())},
@@ -144,7 +171,7 @@ class DryRun:
         batch = f"{self.sequences} sequences of {self.plan.model.context} tokens each"
         hours = document["hours"]
         return [
-            ("workers", f"{self.workers} on {self.nodes} node(s), data parallel (DDP), {batch}"),
+            ("workers", f"{self.workers} on {self.nodes} node(s), {self._layout()}, {batch}"),
             ("parameters", f"{self.step.parameters:,}"),
             *((f"memory per worker: {name}", _gib(size)) for name, size in memory.items() if size),
             ("memory per worker, in all", _gib(sum(memory.values()))),
@@ -153,6 +180,11 @@ class DryRun:
             ("FLOPs", f"{document['flops']:.4g} ({self.step.flops_per_token:.4g} per token)"),
             ("time", self._speed() if hours is None else f"{hours:,.1f} hours {self._speed()}"),
         ]
+
+    def _layout(self) -> str:
+        if self.options.parallel == "ddp":
+            return "data parallel (DDP)"
+        return f"sharded (FSDP2), {self.workers // self.shards} × {self.shards}"
 
     def _speed(self) -> str:
         speed = self.throughput
@@ -181,13 +213,16 @@ class DryRun:
             "compiled models keep less, what a kernel takes while it runs comes on top",
             "time: the training steps alone, without validation, checkpoints and restarts",
         ]
-        if self.workers > 1:
+        if self.options.recompute:
+            lines.append("activations: as if nothing were computed again; --recompute needs fewer")
+        if self.workers > 1 and self.shards == 1:
             each = f"{_gib(states)} of weights, gradients and moments"
             lines.append(
-                f"every worker holds all {each}; shared out, it would be {_gib(states / self.workers)} each"
+                f"every worker holds all {each}; shared out (--parallel fsdp), it would be "
+                f"{_gib(states / self.workers)} each"
             )
-        if self.model is not None:
-            lines.append(f"{self.model}: {asked(self.plan)}")
+        if self.options.model is not None:
+            lines.append(f"{self.options.model}: {asked(self.plan)}")
         return lines
 
 
@@ -218,10 +253,9 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
         plan=plan,
         table=table,
         step=step,
-        workers=options.workers,
+        options=options,
         nodes=nodes,
         throughput=throughput,
-        model=options.model,
     )
 
 

@@ -45,7 +45,15 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
     matrices = depth * (4 * d * d + 3 * d * 3 * d)
     parameters = matrices + 2 * vocabulary * d
     assert found["parameters"] == parameters == 7_241_465_856
-    assert found["mesh"] == {"parallel": "ddp", "nodes": 8, "workers": 64, "sequences_per_worker": 16}
+    assert found["mesh"] == {
+        "parallel": "ddp",
+        "nodes": 8,
+        "workers": 64,
+        "shards": 1,
+        "replicas": 64,
+        "sequences_per_worker": 16,
+        "accumulate": 1,
+    }
     memory = found["memory_per_worker"]
     activations = memory.pop("activations")
     # fp32: 4 bytes each for weights, gradients and DDP's buckets, 8 for the two moments.
@@ -54,6 +62,7 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "gradients": 4 * parameters,
         "moments": 8 * parameters,
         "buckets": 4 * parameters,
+        "gathered weights": 0,
         "total": 20 * parameters + activations,
     }
     # Of the 16 sequences, at least each block's inputs and hidden layers in bf16, and the fp32 logits.
@@ -85,6 +94,27 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
     assert rows["readout.weight"]["weight_decay"] == 0
 
 
+@pytest.mark.parametrize(("parallel", "shards"), [("hsdp", 8), ("fsdp", 64)])
+def test_a_7b_plan_shared_out_fits(
+    capsys: pytest.CaptureFixture[str], recipe: Path, parallel: str, shards: int
+) -> None:
+    options = f"{SEVEN_BILLION} --dry-run --json --parallel {parallel} --accumulate 16"
+    status, printed, _ = dry_run(capsys, recipe, options)
+    found = json.loads(printed)
+    assert (status, found["mesh"]["shards"], found["mesh"]["replicas"]) == (0, shards, 64 // shards)
+    memory = found["memory_per_worker"]
+    d, parameters = 4096, 7_241_465_856
+    assert {name: memory[name] for name in ("weights", "gradients", "moments", "buckets")} == {
+        "weights": 4 * parameters // shards,
+        "gradients": 4 * parameters // shards,
+        "moments": 8 * parameters // shards,
+        "buckets": 0,
+    }
+    # In bf16: two blocks, embedding and readout.
+    assert memory["gathered weights"] == 2 * (2 * 13 * d * d + 2 * 32_000 * d)
+    assert memory["total"] < 80e9
+
+
 def test_hours_at_a_throughput_in_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     Recipe(hyperparameters=TUNED, proxy=GPTConfig(), horizon=Horizon(tokens=7_200_000)).save(path)
@@ -109,7 +139,7 @@ def test_the_costs_and_every_parameter_are_printed(
     row = "│ blocks.0.attention.query.weight │ 16,384 │ matrix │ ×2 │ 0.01 │ 0.5657 │"
     assert row in " ".join(printed.split())
     assert "unknown: give --tflops-per-worker or" in printed
-    assert "every worker holds all 0.01 GiB of weights, gradients and moments; shared out," in printed
+    assert "every worker holds all 0.01 GiB of weights, gradients and moments; shared out" in printed
     assert "matrix: η ∝ 1/w keeps the update's effect" in printed
     status, printed, _ = dry_run(capsys, path, "--width 128 --dry-run --tokens-per-second 2000")
     assert status == 0
