@@ -81,6 +81,7 @@ def judge(measured: Measured, better: str = "") -> Verdict:
     for outcome in ("fails", "inconclusive"):
         first = [one for one in decisive if one.outcome == outcome]
         if first:
+            first.sort(key=lambda one: not one.is_final)
             rest = [one for one in findings if one not in first]
             return Verdict(outcome=outcome, reasons=(*first, *rest))
     return Verdict(outcome="holds", reasons=(_holds(measured),))
