@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
+    from widthwise.transfer.checking.calibrating import calibrated
+    from widthwise.transfer.checking.running import CheckOptions, CheckResult, check
+    from widthwise.transfer.custom_rule import CustomRule
     from widthwise.transfer.horizons import HorizonRule, horizon_rules
     from widthwise.transfer.launching import LaunchOptions, launch
     from widthwise.transfer.plan import Plan
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from widthwise.transfer.spectra import decay_scales, hill_alpha
 
 __all__ = [
+    "CheckOptions",
+    "CheckResult",
+    "CustomRule",
     "HorizonRule",
     "LaunchOptions",
     "Multipliers",
@@ -22,6 +28,8 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "calibrated",
+    "check",
     "decay_scales",
     "hill_alpha",
     "horizon_rules",
@@ -35,6 +43,9 @@ __all__ = [
 __getattr__, __dir__ = exported(
     __name__,
     {
+        "checking.calibrating": "calibrated",
+        "checking.running": "CheckOptions CheckResult check",
+        "custom_rule": "CustomRule",
         "horizons": "HorizonRule horizon_rules",
         "launching": "LaunchOptions launch",
         "plan": "Plan",

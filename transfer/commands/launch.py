@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.sources import source_for
 from widthwise.transfer.commands.target import Target
 
 if TYPE_CHECKING:
     from widthwise.transfer.launching import LaunchOptions
     from widthwise.transfer.plan import Plan
-    from widthwise.transfer.recipe import Recipe
 
 # Options that say nothing without another.
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -109,7 +109,7 @@ class Launch(Target):
             return self._schedule(plan)
         if self.submit is not None:
             return self._send(plan, self.submit)
-        return self._train(plan, self._data(recipe))
+        return self._train(plan, source_for(recipe, self.data))
 
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launching import LaunchOptions
@@ -190,20 +190,6 @@ class Launch(Target):
             print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
             return 1
         return 0
-
-    def _data(self, recipe: "Recipe") -> str:
-        """Return what was given, or what the recipe was tuned on; says what it is where nothing was given."""
-        if self.data is not None:
-            return self.data
-        tuned_on = (recipe.provenance or {}).get("data")
-        if not isinstance(tuned_on, str):
-            data, why = "python", "the recipe does not say what it was tuned on"
-        elif tuned_on == "python" or Path(tuned_on).exists():
-            data, why = tuned_on, "as the recipe was tuned on"
-        else:
-            data, why = "python", f"{tuned_on}, which the recipe was tuned on, is not here"
-        print(f"widthwise: data: {data} ({why})", file=sys.stderr)
-        return data
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""
