@@ -7,6 +7,7 @@ fp32, the passes under bf16 autocast.
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from widthwise.proxies.footprint import Footprint
@@ -19,8 +20,7 @@ from widthwise.transfer.plan import Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
-FP32 = 4
-BF16 = 2
+FP32, BF16 = 4, 2
 GIB = 2**30
 
 
@@ -61,8 +61,8 @@ class DryRun:
         plan: what is trained.
         table: every parameter's kind.
         step: the cost of a training step.
-        options: how it is run, on how many workers.
-        nodes: machines that these are spread over, evenly.
+        options: how it runs: workers, parallelism, passes, recomputation.
+        nodes: machines that the workers are spread over.
         throughput: how fast they are taken to be.
     """
 
@@ -75,19 +75,19 @@ class DryRun:
 
     @property
     def workers(self) -> int:
-        """Workers in all."""
+        """Workers that share every batch."""
         return self.options.workers
 
     @property
     def shards(self) -> int:
-        """Workers that hold one copy of the model together."""
-        apart = {"ddp": 1, "fsdp": self.workers, "hsdp": self.workers // self.nodes}
-        return apart[self.options.parallel]
+        """Workers that hold the states together; 1 where each has all of them."""
+        return {"ddp": 1, "fsdp": self.workers, "hsdp": self.workers // self.nodes}[self.options.parallel]
 
     @property
     def sequences(self) -> int:
-        """Sequences that a worker takes of every batch."""
-        return self.plan.horizon.sequences(self.plan.model.context) // self.workers
+        """Sequences that a worker takes through a pass."""
+        sequences = self.plan.horizon.sequences(self.plan.model.context)
+        return sequences // (self.workers * self.options.accumulate)
 
     @property
     def tokens(self) -> int:
@@ -97,28 +97,19 @@ class DryRun:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes per worker, by what holds them."""
-        weights, shards = FP32 * self.step.parameters, self.shards
-        part = -(-weights // shards)
+        step, whole = self.step, self.options.parallel == "ddp"
+        # Shards are padded to one size.
+        weights = FP32 * ceil(step.parameters / self.shards)
+        copies = step.fixed_bytes if whole else 0
         return {
-            "weights": part,
-            "gradients": part,
-            "moments": 2 * part,
-            # DDP copies gradients into the buckets that it sends.
-            "buckets": weights if self.workers > 1 and self.options.parallel == "ddp" else 0,
-            "gathered weights": self._gathered_bytes() if shards > 1 else 0,
-            "activations": self.step.activation_bytes(self.sequences // self.options.accumulate),
+            "weights": weights,
+            "gradients": weights,
+            "moments": 2 * weights,
+            # DDP copies gradients into the buckets that it sends; FSDP2 gathers weights in bf16.
+            "buckets": weights if whole and self.workers > 1 else 0,
+            "gathered": 0 if whole else BF16 * step.gathered,
+            "activations": copies + self.sequences * step.sequence_bytes,
         }
-
-    def _gathered_bytes(self) -> int:
-        """Size of what FSDP2 has whole at a time: two layers and what lies in none, in bf16."""
-        layers: dict[str, int] = {}
-        for name, size in self.step.sizes.items():
-            path = name.split(".")
-            number = next((place for place, part in enumerate(path) if part.isdecimal()), None)
-            layer = "" if number is None else ".".join(path[: number + 1])
-            layers[layer] = layers.get(layer, 0) + size
-        outside = layers.pop("", 0)
-        return BF16 * (outside + sum(sorted(layers.values())[-2:]))
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -137,8 +128,9 @@ class DryRun:
                 "workers": self.workers,
                 "shards": self.shards,
                 "replicas": self.workers // self.shards,
-                "sequences_per_worker": self.sequences,
-                "accumulate": self.options.accumulate,
+                "passes": self.options.accumulate,
+                "sequences_per_pass": self.sequences,
+                "recompute": self.options.recompute,
             },
             "parameters": self.step.parameters,
             "memory_per_worker": {**self.memory, "total": sum(self.memory.values())},
@@ -168,10 +160,9 @@ class DryRun:
 
     def _costs(self) -> list[tuple[str, str]]:
         document, memory = self.as_json(), self.memory
-        batch = f"{self.sequences} sequences of {self.plan.model.context} tokens each"
         hours = document["hours"]
         return [
-            ("workers", f"{self.workers} on {self.nodes} node(s), {self._layout()}, {batch}"),
+            ("workers", self._mesh()),
             ("parameters", f"{self.step.parameters:,}"),
             *((f"memory per worker: {name}", _gib(size)) for name, size in memory.items() if size),
             ("memory per worker, in all", _gib(sum(memory.values()))),
@@ -181,10 +172,13 @@ class DryRun:
             ("time", self._speed() if hours is None else f"{hours:,.1f} hours {self._speed()}"),
         ]
 
-    def _layout(self) -> str:
-        if self.options.parallel == "ddp":
-            return "data parallel (DDP)"
-        return f"sharded (FSDP2), {self.workers // self.shards} × {self.shards}"
+    def _mesh(self) -> str:
+        options, context = self.options, self.plan.model.context
+        mesh = f"{self.workers} on {self.nodes} node(s), {options.parallel}"
+        if self.shards > 1:
+            mesh += f": {self.workers // self.shards} replica(s) in {self.shards} shards"
+        passes = f"{options.accumulate} pass(es) of {self.sequences} sequences of {context} tokens each"
+        return f"{mesh}; {passes}{', recomputed' if options.recompute else ''}"
 
     def _speed(self) -> str:
         speed = self.throughput
@@ -207,20 +201,16 @@ class DryRun:
 
     def notes(self) -> list[str]:
         """Return what the numbers leave out, a line each."""
-        states = 4 * self.memory["weights"]
         lines = [
             "activations: an estimate: what PyTorch's kernels, one by one, keep for the backward pass in bf16; "
             "compiled models keep less, what a kernel takes while it runs comes on top",
             "time: the training steps alone, without validation, checkpoints and restarts",
         ]
-        if self.options.recompute:
-            lines.append("activations: as if nothing were computed again; --recompute needs fewer")
         if self.workers > 1 and self.shards == 1:
-            each = f"{_gib(states)} of weights, gradients and moments"
-            lines.append(
-                f"every worker holds all {each}; shared out (--parallel fsdp), it would be "
-                f"{_gib(states / self.workers)} each"
-            )
+            states = 4 * self.memory["weights"]
+            each = f"all {_gib(states)} of weights, gradients and moments"
+            shared = f"with --parallel fsdp, {_gib(states / self.workers)}"
+            lines.append(f"every worker holds {each}; {shared}")
         if self.options.model is not None:
             lines.append(f"{self.options.model}: {asked(self.plan)}")
         return lines
@@ -244,7 +234,7 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     # Standard output is for the document alone, whatever the user's module prints.
     with redirect_stdout(sys.stderr):
         build = build_of(plan, options.model)
-        table, step = table_of(plan, build), trace(plan, build)
+        table, step = table_of(plan, build), trace(plan, build, recompute=options.recompute)
     if step is None:
         raise ConfigError(
             f"model: {options.model!r} decides by numbers what it computes: a dry run has only shapes"

@@ -50,6 +50,8 @@ class LaunchOptions(Record):
         recompute: whether activations are computed again in the backward pass, which saves their memory.
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         keep: checkpoints to keep.
+        abort_on: ``divergence`` ends a run whose loss rises far above its start, ``nan`` only one whose loss is
+            not finite.
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
@@ -67,6 +69,7 @@ class LaunchOptions(Record):
     recompute: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=1)
+    abort_on: Literal["divergence", "nan"] = "divergence"
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
@@ -120,7 +123,12 @@ def launch(
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         locked(out),
-        following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress),
+        following(
+            out / "metrics.jsonl",
+            plan.horizon.steps,
+            done=last_checkpoint(out) or 0 if resume else None,
+            enabled=show_progress,
+        ),
         ray_session(
             address,
             cpus=max(_cores(), options.workers),
@@ -162,6 +170,12 @@ def require_division(plan: Plan, options: LaunchOptions) -> int:
         rule = f"must divide the {share} sequences of a worker's share of a batch"
         raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
     return sequences
+
+
+def last_checkpoint(out: Path) -> int | None:
+    """Return the step of the latest whole checkpoint in a run's folder, or None."""
+    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
+    return max(steps, default=None)
 
 
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
@@ -245,6 +259,7 @@ _RUN_OPTIONS = {
     "accumulate",
     "recompute",
     "keep",
+    "abort_on",
 }
 
 

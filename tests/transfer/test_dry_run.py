@@ -51,8 +51,9 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "workers": 64,
         "shards": 1,
         "replicas": 64,
-        "sequences_per_worker": 16,
-        "accumulate": 1,
+        "passes": 1,
+        "sequences_per_pass": 16,
+        "recompute": False,
     }
     memory = found["memory_per_worker"]
     activations = memory.pop("activations")
@@ -62,7 +63,7 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "gradients": 4 * parameters,
         "moments": 8 * parameters,
         "buckets": 4 * parameters,
-        "gathered weights": 0,
+        "gathered": 0,
         "total": 20 * parameters + activations,
     }
     # Of the 16 sequences, at least each block's inputs and hidden layers in bf16, and the fp32 logits.
@@ -94,25 +95,30 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
     assert rows["readout.weight"]["weight_decay"] == 0
 
 
-@pytest.mark.parametrize(("parallel", "shards"), [("hsdp", 8), ("fsdp", 64)])
-def test_a_7b_plan_shared_out_fits(
+@pytest.mark.parametrize(("parallel", "shards"), [("fsdp", 64), ("hsdp", 8)])
+def test_a_sharded_7b_plan_by_hand(
     capsys: pytest.CaptureFixture[str], recipe: Path, parallel: str, shards: int
 ) -> None:
-    options = f"{SEVEN_BILLION} --dry-run --json --parallel {parallel} --accumulate 16"
-    status, printed, _ = dry_run(capsys, recipe, options)
-    found = json.loads(printed)
-    assert (status, found["mesh"]["shards"], found["mesh"]["replicas"]) == (0, shards, 64 // shards)
-    memory = found["memory_per_worker"]
+    options = f"{SEVEN_BILLION} --parallel {parallel} --accumulate 4 --recompute --dry-run --json"
+    found = json.loads(dry_run(capsys, recipe, options)[1])
+    mesh = found["mesh"]
+    assert (mesh["shards"], mesh["replicas"], mesh["sequences_per_pass"]) == (shards, 64 // shards, 4)
     d, parameters = 4096, 7_241_465_856
-    assert {name: memory[name] for name in ("weights", "gradients", "moments", "buckets")} == {
-        "weights": 4 * parameters // shards,
-        "gradients": 4 * parameters // shards,
-        "moments": 8 * parameters // shards,
-        "buckets": 0,
-    }
-    # In bf16: two blocks, embedding and readout.
-    assert memory["gathered weights"] == 2 * (2 * 13 * d * d + 2 * 32_000 * d)
-    assert memory["total"] < 80e9
+    memory = found["memory_per_worker"]
+    assert parameters % shards == 0
+    assert [memory[name] for name in ("weights", "gradients", "moments", "buckets")] == [
+        4 * parameters // shards,
+        4 * parameters // shards,
+        8 * parameters // shards,
+        0,
+    ]
+    # In bf16: embedding, readout, and two blocks of 13·d².
+    assert memory["gathered"] == 2 * (2 * 32_000 * d + 2 * 13 * d * d)
+    # Each block's input in fp32; the logits in bf16 and their log-probabilities in fp32; one block's own.
+    tokens_at_once = 4 * 2048
+    inputs, logits = tokens_at_once * 32 * d * 4, tokens_at_once * 32_000 * (2 + 4)
+    one_block = tokens_at_once * 40 * d * 2
+    assert 0.9 * (inputs + logits) < memory["activations"] < 1.1 * (inputs + logits + one_block)
 
 
 def test_hours_at_a_throughput_in_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -139,7 +145,11 @@ def test_the_costs_and_every_parameter_are_printed(
     row = "│ blocks.0.attention.query.weight │ 16,384 │ matrix │ ×2 │ 0.01 │ 0.5657 │"
     assert row in " ".join(printed.split())
     assert "unknown: give --tflops-per-worker or" in printed
-    assert "every worker holds all 0.01 GiB of weights, gradients and moments; shared out" in printed
+    states = (
+        "every worker holds all 0.01 GiB of weights, gradients and moments; with --parallel fsdp, 0.00 GiB"
+    )
+    assert states in printed
+    assert "2 on 1 node(s), ddp; 1 pass(es) of 8 " in " ".join(printed.split())
     assert "matrix: η ∝ 1/w keeps the update's effect" in printed
     status, printed, _ = dry_run(capsys, path, "--width 128 --dry-run --tokens-per-second 2000")
     assert status == 0

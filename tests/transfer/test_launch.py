@@ -180,6 +180,9 @@ def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
 
     status, _, said = start(*command, "--resume").finish()
     assert status == 0, said
+    first, *told = [line.partition(":")[0] for line in said.splitlines()]
+    from_step = int(first.removeprefix("going on from step "))
+    assert told == [f"step {step}" for step in range(from_step + 8, STEPS + 1, 8)]
     assert learnt(out) == learnt(undisturbed)
     results = [json.loads((run / "result.json").read_text()) for run in (out, undisturbed)]
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
@@ -188,7 +191,8 @@ def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
 def test_a_run_that_diverges_says_so(runs: dict[str, tuple[int, str, str]], folder: Path) -> None:
     status, printed, said = runs["diverged"]
     result = json.loads(printed)
-    assert (status, said) == (1, f"widthwise: failed: the run diverged at step {result['steps']}\n")
+    told = f"the run diverged at step {result['steps']}; there is no checkpoint"
+    assert (status, said) == (1, f"widthwise: failed: {told}\n")
     assert result == json.loads((folder / "diverged" / "result.json").read_text())
     assert (result["status"], result["loss"]) == ("diverged", None)
     assert 0 < result["steps"] < STEPS

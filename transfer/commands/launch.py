@@ -49,6 +49,8 @@ class Launch(Target):
     """Steps between checkpoints, besides one at every evaluation."""
     keep: int = 2
     """Checkpoints to keep."""
+    abort_on: Literal["divergence", "nan"] = "divergence"
+    """What ends a run as diverged: a loss far above its start, or only one that is not finite."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -115,7 +117,7 @@ class Launch(Target):
         from widthwise.transfer.launching import LaunchOptions
 
         names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
-        names += ["evaluations", "compile", "diagnostics", "model"]
+        names += ["abort_on", "evaluations", "compile", "diagnostics", "model"]
         settings = {name: getattr(self, name) for name in names}
         return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
 
@@ -187,9 +189,16 @@ class Launch(Target):
             print(f"width {result['width']}, rule {result['rule']}: {outcome}, {result['seconds']:.1f} s")
             print(f"files: {self.out / 'result.json'}, {self.out / 'metrics.jsonl'}")
         if result["status"] != "completed":
-            print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
+            print(f"widthwise: failed: {self._failure(result)}", file=sys.stderr)
             return 1
         return 0
+
+    def _failure(self, result: dict[str, Any]) -> str:
+        from widthwise.transfer.launching import last_checkpoint
+
+        step = last_checkpoint(self.out)
+        kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
+        return f"the run {result['status']} at step {result['steps']}; {kept}"
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""
