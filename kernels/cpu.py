@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, repeat
-from operator import itemgetter
+from operator import attrgetter, is_, is_not, itemgetter
 from typing import Any
 
 import torch
@@ -81,24 +81,33 @@ class Plan:
         for item in work:
             for param, own in zip(item.params, item.states, strict=True):
                 _settle(param, own, _names(item.group))
-        self._seen = self._look()
-        self._versions = self._present_versions()
+        self._kinds = self._present_kinds()
+        self._objects = self._present_objects()
+        self._tensors = [*self._params, *chain.from_iterable(map(_tensors, work))]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._sizes = list(map(Tensor.numel, self._params))
+        self._grads: list[Tensor] = list(map(_grad, self._params))
+        self._versions, self._steps = [param._version for param in self._params], 0
         self._records = b"".join(chain.from_iterable(map(_records, range(len(work)), work)))
 
     def holds(self, groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> bool:
         """Tell whether nothing has changed but gradients and the numbers in the groups."""
-        try:
-            return (
-                self._complete
-                and groups is self._groups
-                and state is self._state
-                and all([param.grad is None for param in self._idle])
-                and not any([param.grad is None for param in self._params])
-                and self._versions == self._present_versions()
-                and self._seen == self._look()
-            )
-        except (KeyError, TypeError):  # a state lacks a tensor, or its group got another kind of decay
+        if not self._complete or groups is not self._groups or state is not self._state:
             return False
+        objects, params = self._present_objects(), self._params
+        self._grads = list(map(_grad, params))
+        return (
+            len(objects) == len(self._objects)
+            and all(map(is_, objects, self._objects))
+            and self._kinds == self._present_kinds()
+            and all(map(is_, map(_grad, self._idle), repeat(None)))
+            and all(map(is_not, self._grads, repeat(None)))
+            # Each of the plan's steps counts one on, and counters never go back.
+            and sum(map(_version, params)) == sum(self._versions) + self._steps * len(params)
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(Tensor.numel, params)) == self._sizes
+            and all(map(Tensor.is_contiguous, params))
+        )
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients in the layout and dtype of the parameters, copied where theirs is another.
@@ -106,10 +115,10 @@ class Plan:
         Raises:
             ValueError: if one is sparse, complex or of another size.
         """
-        grads = [param.grad for param in self._params if param.grad is not None]
-        strided, single, sizes = torch.strided, torch.float32, self._seen[-1]
-        plain = [g.layout is strided and g.dtype is single and g.is_cpu and g.is_contiguous() for g in grads]
-        if all(plain) and list(map(Tensor.numel, grads)) == sizes:
+        grads, self._grads = self._grads, []  # which may be freed after the step
+        single = torch.float32
+        plain = [g.dtype is single and g.is_cpu and g.is_contiguous() for g in grads]  # sparse is never that
+        if all(plain) and list(map(Tensor.numel, grads)) == self._sizes:
             return grads
         for param, grad in zip(self._params, grads, strict=True):
             validation.check_gradient(param)
@@ -123,44 +132,39 @@ class Plan:
 
         Gradients are multiplied by `factor`; `found_inf` is 0, because the host has looked.
         """
-        grad_factor = 1.0 if factor is None else factor.item()
         options = b"".join([_options(item.group) for item in self._work])
         pointers = struct.pack(f"={len(grads)}Q", *map(Tensor.data_ptr, grads))
-        count, threads = len(grads), torch.get_num_threads()
-        _function("adamhc_step")(options, self._records, pointers, count, grad_factor, threads)
+        grad_factor, threads = 1.0 if factor is None else factor.item(), torch.get_num_threads()
+        _function("adamhc_step")(options, self._records, pointers, len(grads), grad_factor, threads)
         torch.autograd.graph.increment_version(self._params)
-        self._versions = self._present_versions()
+        self._steps += 1
 
     def untouched(self) -> list[Tensor]:
         """Return the parameters whose means are in the states: Huber's, unchanged since the last step."""
-        addresses = self._seen[1]  # parameters come first
         return [
             param
             for param, huber, version, address in zip(
-                self._params, self._huber, self._versions, addresses, strict=False
+                self._params, self._huber, self._versions, self._addresses, strict=False
             )
-            if huber and (version, address) == (param._version, param.data_ptr())
+            if huber and (version + self._steps, address) == (param._version, param.data_ptr())
         ]
 
-    def _present_versions(self) -> list[int]:
-        return [param._version for param in self._params]
+    def _present_objects(self) -> list[Any]:
+        """Return what must stay the same object: parameters, states, and all that is in them."""
+        states = list(self._state.values())
+        objects = [param for group in self._groups for param in group["params"]]
+        return [*objects, *states, *chain.from_iterable(map(dict.values, states))]
 
-    def _look(self) -> tuple[list[Any], ...]:
-        """Return what must not change: where everything is, scales, layouts, sizes and the parameters."""
-        tensors: list[Tensor] = list(self._params)
-        scales: list[float | None] = []
-        for item in self._work:
-            states = list(map(self._state.__getitem__, item.params))
-            tensors += chain.from_iterable(map(_getter(item.group), states))
-            scales += [state.get("decay_scale") for state in states]
-        self._held = tensors  # so that their memory cannot become another tensor's
-        return (
-            list(map(id, chain.from_iterable([group["params"] for group in self._groups]))),
-            list(map(Tensor.data_ptr, tensors)),
-            scales,
-            list(map(Tensor.is_contiguous, self._params)),
-            list(map(Tensor.numel, self._params)),
-        )
+    def _present_kinds(self) -> list[tuple[str, str]]:
+        """Return the options that decide which tensors a state has."""
+        return [(item.group["decay"], item.group["threshold"]) for item in self._work]
+
+
+_grad, _version = attrgetter("grad"), attrgetter("_version")
+
+
+def _tensors(item: Work) -> Iterator[Tensor]:
+    return chain.from_iterable(map(_getter(item.group), item.states))
 
 
 def _getter(group: dict[str, Any]) -> Callable[[State], tuple[Tensor, ...]]:

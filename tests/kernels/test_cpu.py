@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -313,6 +314,16 @@ def test_gradients_of_other_strides_and_dtypes_are_copied_and_left_alone() -> No
         second.step()
     assert_same_bits(first, second)
     assert torch.equal(odd.grad, grads.t())
+
+
+def test_a_step_keeps_no_gradient_alive() -> None:
+    optimizer = trained("cpu", [500, 20])
+    gradients = []
+    for param in optimizer.param_groups[0]["params"]:
+        gradients.append(weakref.ref(param.grad))
+    optimizer.step()
+    optimizer.zero_grad()
+    assert [gradient() for gradient in gradients] == [None, None]
 
 
 def test_thousands_of_tensors() -> None:
