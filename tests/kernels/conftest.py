@@ -11,8 +11,10 @@ from widthwise.kernels import backends
 
 from .emulation import emulate
 
+COMPILED = [pytest.param(name, marks=pytest.mark.compiler) for name in ("cpu", "cuda")]
 
-@pytest.fixture(params=["reference", "cpu", "cuda"])
+
+@pytest.fixture(params=["reference", *COMPILED])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the back end that "auto" stands for in this test; tests use each in turn.
 

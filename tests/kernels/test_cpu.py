@@ -13,9 +13,7 @@ from torch import Tensor
 
 from widthwise.kernels import AdamHC, cpu, reference
 
-pytestmark = pytest.mark.skipif(
-    isinstance(cpu.library_or_reason(), str), reason=f"no library: {cpu.library_or_reason()}"
-)
+pytestmark = pytest.mark.compiler
 
 CHUNK = 1 << 14  # of csrc/cpu.cpp
 OPTIONS: dict[str, Any] = {

@@ -77,6 +77,7 @@ def test_a_master_copy_is_the_float32_optimizer(decay: str, backend: str) -> Non
         torch.testing.assert_close(state, second.state[other], **tolerance)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("decay", ["none", "l2", "huber", "huber-prox"])
 def test_the_back_ends_agree(kind: str, decay: str) -> None:
@@ -96,6 +97,7 @@ def test_the_back_ends_agree(kind: str, decay: str) -> None:
         torch.testing.assert_close(mine["exp_avg"].float(), theirs["exp_avg"].float(), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.compiler
 def test_the_back_ends_round_by_the_same_numbers() -> None:
     """β of a half makes moments of bfloat16 gradients without any rounding but that to bfloat16."""
     options = {"betas": (0.5, 0.5), "state_dtype": NARROW, "rounding_seed": -3}
@@ -111,6 +113,7 @@ def test_the_back_ends_round_by_the_same_numbers() -> None:
             assert torch.equal(first.state[own][name], second.state[other][name])
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_bits_do_not_depend_on_the_threads(kind: str) -> None:
     before, results = torch.get_num_threads(), []
@@ -246,6 +249,7 @@ def test_a_copy_continues_bit_for_bit(copied: Callable[..., AdamHC], kind: str, 
     assert_same_bits(optimizer, other)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(("source", "target"), [("cpu", "reference"), ("reference", "cpu")])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_state_moves_between_back_ends(kind: str, source: str, target: str) -> None:
