@@ -1,7 +1,8 @@
 """The minimum of a quadratic fitted to a sweep's best trials: less lucky than the best of them.
 
-The loss near its minimum is taken as a quadratic in (log η, log λ), with its six coefficients by least squares over
-the trials that came closest to the best (a second-order response surface; Box and Wilson 1951).
+The loss near its minimum is taken as a quadratic in (log η, log λ), by least squares over the trials that came close to
+the best (a second-order response surface; Box and Wilson 1951). Every form of decay has a height of its own; the shape
+is common to them, or a sweep of usual size has too few trials of each to tell a minimum from noise.
 """
 
 import math
@@ -15,9 +16,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-COEFFICIENTS = 6
-# As few to spare as still give an idea of the noise.
-MIN_TRIALS = COEFFICIENTS + 3
+# measured (docs/results/search/samplers.md): trials whose loss is higher than the best by this share are not near it.
+WINDOW = 0.1
+# x, y, x², xy and y², besides a height for every form of decay.
+SHAPE = 5
+# As few trials more than coefficients as still give an idea of the noise.
+SPARE = 3
 # Nats per token that a sum in double precision may be off.
 ROUNDING = 1e-9
 # Draws of the coefficients within their uncertainty, and the share of them that must agree.
@@ -26,11 +30,12 @@ DRAWS, AGREEING = 4000, 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A completed trial: η, λ, c where the decay has one, and its validation loss in nats per token."""
+    """A completed trial: η, λ, form of decay, c where it has one, and its validation loss in nats per token."""
 
     lr: float
     weight_decay: float
     loss: float
+    decay: str = "l2"
     huber_c: float | None = None
 
 
@@ -40,9 +45,10 @@ class Fit:
 
     Attributes:
         trials: that it was fitted to.
-        problem: why its minimum is not to be trusted; None where it is. Then the rest is None too.
+        problem: why its minimum is not to be trusted; None where it is. Then the values below are there.
         lr, weight_decay: the minimum.
-        huber_c: geometric mean over the trials; not fitted, because it matters less than they scatter.
+        decay: the best trial's form of decay.
+        huber_c: geometric mean over the trials of this form; not fitted, because it matters less than they scatter.
         lr_interval, weight_decay_interval: central 95 % of the minimum, from the coefficients' t distribution.
         loss: of the quadratic at its minimum, nats per token.
         residual: standard deviation of the trials about the quadratic, nats per token.
@@ -53,6 +59,7 @@ class Fit:
     problem: str | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    decay: str | None = None
     huber_c: float | None = None
     lr_interval: tuple[float, float] | None = None
     weight_decay_interval: tuple[float, float] | None = None
@@ -64,86 +71,112 @@ class Fit:
         """Return the fit as plain data."""
         return asdict(self)
 
+    def parameters(self) -> dict[str, Any]:
+        """Return the minimum as a search space draws it."""
+        drawn = {name: getattr(self, name) for name in ("lr", "weight_decay", "decay", "huber_c")}
+        return {name: value for name, value in drawn.items() if value is not None}
+
 
 def fit_minimum(tried: Sequence[Tried], *, seed: int = 0) -> Fit:
-    """Fit the quadratic to the better half of `tried`, at least `MIN_TRIALS`, and judge its minimum.
+    """Fit the quadratic to the trials whose loss is at most `WINDOW` above the lowest, and judge its minimum.
 
     The minimum is trusted where at least 95 % of the quadratics that the noise allows have one, where it lies within
     the range of the trials, and where its regret, the excess of the loss there over the smallest of the same
     quadratic, stays below the noise of a single trial.
 
     Args:
-        tried: trials of one form of decay.
+        tried: completed trials.
         seed: of the draws that the interval is made of.
     """
-    near = sorted(tried, key=lambda one: one.loss)[: max(MIN_TRIALS, len(tried) // 2)]
-    if len(near) < MIN_TRIALS:
-        return Fit(trials=len(near), problem=f"{len(near)} completed trials, {MIN_TRIALS} are needed")
+    near = sorted(tried, key=lambda one: one.loss)
+    near = [one for one in near if one.loss <= near[0].loss * (1 + WINDOW)]
+    forms = sorted({one.decay for one in near})
+    needed = SHAPE + max(1, len(forms)) + SPARE
+    if len(near) < needed:
+        return Fit(trials=len(near), problem=f"{len(near)} trials near the best, {needed} are needed")
     points = np.log2([[one.lr, one.weight_decay] for one in near])
     centre, scale = points.mean(axis=0), points.std(axis=0)
     if not scale.all():
         return Fit(trials=len(near), problem="η or λ does not vary")
     unit = (points - centre) / scale
-    losses = np.array([one.loss for one in near])
-    if np.linalg.matrix_rank(_design(unit)) < COEFFICIENTS:
+    heights = np.array([[float(one.decay == form) for form in forms] for one in near])
+    terms = np.hstack((_shape(unit), heights))
+    if np.linalg.matrix_rank(terms) < terms.shape[1]:
         return Fit(trials=len(near), problem="the trials lie on a line")
-    coefficients, covariance, residual = _least_squares(_design(unit), losses)
-    fit = _judged(coefficients, covariance, residual, unit, centre, scale, seed)
-    thresholds = [one.huber_c for one in near if one.huber_c is not None]
-    return replace(fit, huber_c=geometric_mean(thresholds)) if thresholds and fit.problem is None else fit
+    coefficients, covariance, residual = _least_squares(terms, np.array([one.loss for one in near]))
+    fit = _judged(coefficients[:SHAPE], covariance[:SHAPE, :SHAPE], residual, unit, terms.shape[1], seed)
+    return (
+        fit
+        if fit.problem
+        else _completed(fit, near, coefficients[SHAPE:][forms.index(near[0].decay)], centre, scale)
+    )
 
 
-def _judged(
-    coefficients: Array,
-    covariance: Array,
-    residual: float,
-    unit: Array,
-    centre: Array,
-    scale: Array,
-    seed: int,
-) -> Fit:
-    """Return the fit, or why its minimum is not to be trusted."""
-    count = len(unit)
-    minima, convex = _minima(coefficients[None])
+def _judged(shape: Array, covariance: Array, residual: float, unit: Array, unknowns: int, seed: int) -> Fit:
+    """Return the minimum in units of the trials' spread, or why it is not to be trusted."""
+    fit = Fit(trials=len(unit), residual=residual)
+    [minimum], convex = _minima(shape[None])
     if not convex[0]:
-        return Fit(trials=count, problem="the fitted quadratic has no minimum", residual=residual)
-    if ((minima[0] < unit.min(axis=0)) | (minima[0] > unit.max(axis=0))).any():
-        return Fit(trials=count, problem="the fitted minimum lies outside the trials", residual=residual)
-    generator = np.random.default_rng(seed)
-    drawn = _draws(coefficients, covariance, count - COEFFICIENTS, generator)
+        return replace(fit, problem="the fitted quadratic has no minimum")
+    if ((minimum < unit.min(axis=0)) | (minimum > unit.max(axis=0))).any():
+        return replace(fit, problem="the fitted minimum lies outside the trials")
+    drawn = _draws(shape, covariance, len(unit) - unknowns, np.random.default_rng(seed))
     others, convex = _minima(drawn)
     if convex.mean() < AGREEING:
-        return Fit(trials=count, problem="the noise allows quadratics without a minimum", residual=residual)
-    here = _design(minima)
-    costs = drawn[convex] @ here[0] - np.einsum("ij,ij->i", drawn[convex], _design(others[convex]))
+        return replace(fit, problem="the noise allows quadratics without a minimum")
+    drawn, others = drawn[convex], others[convex]
+    here = _shape(minimum[None])[0]
+    costs = drawn @ here - np.einsum("ij,ij->i", drawn, _shape(others))
     regret = float(np.quantile(costs, AGREEING))
     if regret > max(residual, ROUNDING):
-        problem = f"the minimum may cost {regret:.2g} nats, more than the noise of a trial, {residual:.2g}"
-        return Fit(trials=count, problem=problem, residual=residual, regret=regret)
-    low, high = np.exp2(np.quantile(others[convex], (0.025, 0.975), axis=0) * scale + centre)
-    lr, weight_decay = np.exp2(minima[0] * scale + centre)
-    return Fit(
-        trials=count,
-        lr=float(lr),
-        weight_decay=float(weight_decay),
+        excess = f"the minimum may cost {regret:.2g} nats, more than the noise of a trial, {residual:.2g}"
+        return replace(fit, problem=excess, regret=regret)
+    low, high = np.quantile(others, (0.025, 0.975), axis=0)
+    return replace(
+        fit,
+        lr=float(minimum[0]),
+        weight_decay=float(minimum[1]),
         lr_interval=(float(low[0]), float(high[0])),
         weight_decay_interval=(float(low[1]), float(high[1])),
-        loss=float(here[0] @ coefficients),
-        residual=residual,
+        loss=float(here @ shape),
         regret=regret,
     )
 
 
-def _design(points: Array) -> Array:
-    """Return the terms 1, x, y, x², xy, y² of points (n, 2) as (n, 6)."""
+def _completed(fit: Fit, near: Sequence[Tried], height: float, centre: Array, scale: Array) -> Fit:
+    """Return the fit in its real units, with what is not fitted."""
+    assert fit.lr_interval is not None
+    assert fit.weight_decay_interval is not None
+    assert fit.loss is not None
+    same = [one for one in near if one.decay == near[0].decay]
+    thresholds = [one.huber_c for one in same if one.huber_c is not None]
+    unit = np.array(
+        [(fit.lr, fit.weight_decay), *zip(fit.lr_interval, fit.weight_decay_interval, strict=True)]
+    )
+    (lr, weight_decay), *ends = np.exp2(unit * scale + centre).tolist()
+    lows, highs = ends
+    return replace(
+        fit,
+        lr=lr,
+        weight_decay=weight_decay,
+        lr_interval=(lows[0], highs[0]),
+        weight_decay_interval=(lows[1], highs[1]),
+        loss=fit.loss + height,
+        decay=near[0].decay,
+        huber_c=geometric_mean(thresholds) if thresholds else None,
+    )
+
+
+def _shape(points: Array) -> Array:
+    """Return the terms x, y, x², xy, y² of points (n, 2) as (n, 5)."""
     x, y = points.T
-    return np.stack((np.ones_like(x), x, y, x * x, x * y, y * y), axis=1)
+    return np.stack((x, y, x * x, x * y, y * y), axis=1)
 
 
 def _least_squares(terms: Array, losses: Array) -> tuple[Array, Array, float]:
     """Return the coefficients, their covariance, and the residuals' standard deviation."""
     coefficients = np.asarray(np.linalg.lstsq(terms, losses)[0], dtype=np.float64)
-    spare = len(losses) - COEFFICIENTS
+    spare = len(losses) - terms.shape[1]
     variance = float(np.sum((losses - terms @ coefficients) ** 2)) / spare
     inverse = np.asarray(np.linalg.inv(terms.T @ terms), dtype=np.float64)
     return coefficients, variance * inverse, math.sqrt(variance)
@@ -156,8 +189,8 @@ def _draws(mean: Array, covariance: Array, freedom: int, generator: np.random.Ge
 
 
 def _minima(coefficients: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Return the stationary points (n, 2) of quadratics (n, 6), and which of them are minima."""
-    _, x, y, xx, xy, yy = coefficients.T
+    """Return the stationary points (n, 2) of quadratics (n, 5), and which of them are minima."""
+    x, y, xx, xy, yy = coefficients.T
     determinant = 4 * xx * yy - xy**2
     convex = (determinant > 0) & (xx > 0)
     safe = np.where(convex, determinant, 1.0)

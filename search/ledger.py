@@ -102,12 +102,10 @@ class Ledger(Books):
         return [trial for trial in confirming if trial.state != TrialState.FAIL]
 
     def fit(self) -> Fit:
-        """Return the quadratic through the best trials of the form of decay that the best trial has."""
+        """Return the quadratic through the trials near the best."""
         scored = self._scored()
         if len(scored) != self._fitted_to:
-            decay = scored[0].params["decay"] if scored else None
-            near = [_tried(trial) for trial in scored if trial.params["decay"] == decay]
-            self._fit, self._fitted_to = fit_minimum(near), len(scored)
+            self._fit, self._fitted_to = fit_minimum([_tried(trial) for trial in scored]), len(scored)
         return self._fit
 
     def fitted(self) -> FrozenTrial | None:
@@ -143,18 +141,8 @@ class Ledger(Books):
             if seed not in {self.seed(other) for other in self.confirmations(trial.number)}
         ]
         if fitted is None and fit.problem is None:
-            missing.insert(0, (self._at(fit), {"fitted": len(self._scored())}))
+            missing.insert(0, (fit.parameters(), {"fitted": len(self._scored())}))
         return missing
-
-    def _at(self, fit: Fit) -> dict[str, Any]:
-        """Return the parameters of the minimum."""
-        parameters = {
-            "lr": fit.lr,
-            "weight_decay": fit.weight_decay,
-            "decay": self._scored()[0].params["decay"],
-            "huber_c": fit.huber_c,
-        }
-        return {name: value for name, value in parameters.items() if value is not None}
 
     def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
         done, trials = len(self._proposed()), self.config.trials
@@ -257,8 +245,7 @@ def stored_config(out: Path) -> SweepConfig:
 
 
 def _tried(trial: FrozenTrial) -> Tried:
-    lr, weight_decay = trial.params["lr"], trial.params["weight_decay"]
-    return Tried(lr=lr, weight_decay=weight_decay, loss=trial.values[0], huber_c=trial.params.get("huber_c"))
+    return Tried(loss=trial.values[0], **trial.params)
 
 
 def _is_refused(trial: FrozenTrial) -> bool:

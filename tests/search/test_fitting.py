@@ -1,11 +1,12 @@
 """The fitted minimum: right on known landscapes, with an honest interval, and refused where it is not determined."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from widthwise.search.fitting import MIN_TRIALS, Tried, fit_minimum
+from widthwise.search.fitting import Tried, fit_minimum
 
 # An elongated valley along ηλ = constant, its minimum at η = 0.03, λ = 2; 2.1 nats, 0.1 more an octave of η away.
 BEST_LR, BEST_DECAY, BEST_LOSS = 0.03, 2.0, 2.1
@@ -32,7 +33,7 @@ def test_without_noise_the_minimum_is_exact() -> None:
     fit = fit_minimum(drawn(12, 0.0, 0))
     assert (fit.lr, fit.weight_decay, fit.loss) == pytest.approx((BEST_LR, BEST_DECAY, BEST_LOSS), rel=1e-6)
     assert fit.as_json()["problem"] is None
-    assert fit.trials == MIN_TRIALS
+    assert fit.parameters() == {"lr": fit.lr, "weight_decay": fit.weight_decay, "decay": "l2"}
 
 
 def test_the_interval_covers_the_minimum_as_often_as_it_says() -> None:
@@ -49,6 +50,19 @@ def test_the_interval_covers_the_minimum_as_often_as_it_says() -> None:
     assert found < np.mean([landscape(one.lr, one.weight_decay) for one in lucky])
 
 
+def test_forms_of_decay_share_a_shape_and_differ_in_height() -> None:
+    tried = [
+        replace(one, decay="huber", huber_c=c, loss=one.loss - 0.05)
+        for one, c in zip(drawn(12, 0.0, 2), [1.0, 4.0] * 6, strict=True)
+    ]
+    fit = fit_minimum([*drawn(6, 0.0, 3), *tried])
+    assert (fit.lr, fit.weight_decay, fit.loss) == pytest.approx(
+        (BEST_LR, BEST_DECAY, BEST_LOSS - 0.05), rel=1e-6
+    )
+    assert fit.decay == "huber"
+    assert 1 < (fit.huber_c or 0) < 4
+
+
 def valley(loss: Any) -> list[Tried]:
     return [
         Tried(lr=one.lr, weight_decay=one.weight_decay, loss=loss(one.lr, one.weight_decay))
@@ -59,18 +73,18 @@ def valley(loss: Any) -> list[Tried]:
 @pytest.mark.parametrize(
     ("tried", "problem"),
     [
-        (drawn(8, 0.0, 0), "8 completed trials, 9 are needed"),
-        (valley(lambda lr, decay: 2 - np.log2(lr / 0.03) ** 2), "the fitted quadratic has no minimum"),
+        (drawn(8, 0.0, 0, octaves=0.5), "8 trials near the best, 9 are needed"),
+        (valley(lambda lr, decay: 2 - 0.01 * np.log2(lr / 0.03) ** 2), "the fitted quadratic has no minimum"),
         (
-            valley(lambda lr, decay: landscape(lr / 8, decay / 8)),
+            valley(lambda lr, decay: landscape(lr / 4, decay) / 10 + 2),
             "the fitted minimum lies outside the trials",
         ),
-        ([Tried(lr=0.03, weight_decay=1.0 + i, loss=2.0 + i) for i in range(9)], "η or λ does not vary"),
+        ([Tried(lr=0.03, weight_decay=1.0 + i, loss=2 + i / 99) for i in range(9)], "η or λ does not vary"),
         (
-            [Tried(lr=0.01 * 2**i, weight_decay=2.0**i, loss=2.0 + i) for i in range(9)],
+            [Tried(lr=0.01 * 2**i, weight_decay=2.0**i, loss=2 + i / 99) for i in range(9)],
             "the trials lie on a line",
         ),
-        (drawn(40, 0.03, 3), "the noise allows quadratics without a minimum"),
+        (drawn(12, 0.06, 11, octaves=1.0), "the noise allows quadratics without a minimum"),
     ],
 )
 def test_a_minimum_that_is_not_determined_is_refused(tried: list[Tried], problem: str) -> None:

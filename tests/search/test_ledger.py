@@ -259,7 +259,8 @@ def test_a_sweep_killed_while_it_enqueued_confirmations_enqueues_each_once(
 
 
 def quadratic(**fields: Any) -> dict[str, Any]:
-    return {"space": SearchSpace(decay=("l2",)), "sampler": "qmc", "trials": 12, "finalists": 1} | fields
+    space = SearchSpace(lr=(0.02, 0.045), weight_decay=(0.3, 3.0), decay=("l2",))
+    return {"space": space, "sampler": "qmc", "trials": 12, "finalists": 1} | fields
 
 
 def test_the_minimum_of_the_fitted_quadratic_is_tried_with_all_seeds_and_recommended(

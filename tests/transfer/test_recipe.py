@@ -171,7 +171,7 @@ def swept(config: SweepConfig, best: Hyperparameters, records: list[dict[str, An
     return SweepResult(
         config=config,
         finalists=[finalist],
-        fit=Fit(trials=4, problem="4 completed trials, 9 are needed"),
+        fit=Fit(trials=4, problem="4 trials near the best, 9 are needed"),
         records=records,
         finished=True,
         seconds=12.34,
@@ -204,7 +204,7 @@ def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() ->
         "loss": 8 / 3,
         "confirmed": 3.0,
         "seed_spread": pytest.approx(0.7637626),
-        "fit": Fit(trials=4, problem="4 completed trials, 9 are needed").as_json(),
+        "fit": Fit(trials=4, problem="4 trials near the best, 9 are needed").as_json(),
         "luckiest": 3,
         "best_by_decay": {"huber": 2.0, "l2": 2.2, "none": None},
         "at_edge": ["weight_decay", "huber_c"],
