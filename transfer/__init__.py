@@ -6,7 +6,8 @@ from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
     from widthwise.transfer.horizons import HorizonRule, horizon_rules
-    from widthwise.transfer.launching import LaunchOptions, launch
+    from widthwise.transfer.launch_options import LaunchOptions
+    from widthwise.transfer.launching import launch
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
     from widthwise.transfer.reporting import report
@@ -36,7 +37,8 @@ __getattr__, __dir__ = exported(
     __name__,
     {
         "horizons": "HorizonRule horizon_rules",
-        "launching": "LaunchOptions launch",
+        "launch_options": "LaunchOptions",
+        "launching": "launch",
         "plan": "Plan",
         "recipe": "Recipe",
         "reporting": "report",
