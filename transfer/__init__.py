@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckOptions, CheckResult, check
     from widthwise.transfer.custom_rule import CustomRule
     from widthwise.transfer.horizons import HorizonRule, horizon_rules
-    from widthwise.transfer.launching import LaunchOptions, launch
+    from widthwise.transfer.launch_options import LaunchOptions
+    from widthwise.transfer.launching import launch
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
     from widthwise.transfer.reporting import report
@@ -47,7 +48,8 @@ __getattr__, __dir__ = exported(
         "checking.running": "CheckOptions CheckResult check",
         "custom_rule": "CustomRule",
         "horizons": "HorizonRule horizon_rules",
-        "launching": "LaunchOptions launch",
+        "launch_options": "LaunchOptions",
+        "launching": "launch",
         "plan": "Plan",
         "recipe": "Recipe",
         "reporting": "report",

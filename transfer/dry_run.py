@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from widthwise.proxies.footprint import Footprint
 from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.launching import LaunchOptions, require_division
+from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, build_of, table_of, trace
 from widthwise.transfer.plan import Plan
 
@@ -228,7 +228,7 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     Raises:
         ConfigError: the workers do not divide the batch or spread evenly over the nodes.
     """
-    require_division(plan, options)
+    require_possible(plan, options)
     if nodes < 1 or options.workers % nodes:
         raise ConfigError(f"nodes: must be >= 1 and divide the {options.workers} workers, got {nodes}")
     # Standard output is for the document alone, whatever the user's module prints.

@@ -15,7 +15,7 @@ from widthwise.proxies.files import write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rules
-from widthwise.transfer.launching import LaunchOptions
+from widthwise.transfer.launch_options import LaunchOptions
 
 
 def exit_status(*argv: str) -> Any:

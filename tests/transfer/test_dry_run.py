@@ -161,6 +161,14 @@ def test_the_costs_and_every_parameter_are_printed(
     ("options", "message"),
     [
         ("--workers 3 --dry-run", "workers: must divide the 1024 sequences of a batch, got 3"),
+        (
+            "--workers 2 --parallel fsdp --diagnostics --dry-run",
+            "diagnostics: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'",
+        ),
+        (
+            "--workers 64 --accumulate 3 --dry-run",
+            "accumulate: must divide the 16 sequences of a worker's share of a batch, got 3",
+        ),
         ("--workers 64 --nodes 5 --dry-run", "nodes: must be >= 1 and divide the 64 workers, got 5"),
         ("--nodes 0 --dry-run", "nodes: must be >= 1 and divide the 1 workers, got 0"),
         ("--tflops-per-worker 0 --dry-run", "tflops_per_worker: must be > 0, got 0"),

@@ -12,7 +12,7 @@ from widthwise.transfer.commands.sources import source_for
 from widthwise.transfer.commands.target import Target
 
 if TYPE_CHECKING:
-    from widthwise.transfer.launching import LaunchOptions
+    from widthwise.transfer.launch_options import LaunchOptions
     from widthwise.transfer.plan import Plan
 
 # Options that say nothing without another.
@@ -114,7 +114,7 @@ class Launch(Target):
         return self._train(plan, source_for(recipe, self.data))
 
     def _options(self, **given: Any) -> "LaunchOptions":
-        from widthwise.transfer.launching import LaunchOptions
+        from widthwise.transfer.launch_options import LaunchOptions
 
         names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
         names += ["abort_on", "evaluations", "compile", "diagnostics", "model"]
@@ -133,17 +133,17 @@ class Launch(Target):
 
     def _schedule(self, plan: "Plan") -> int:
         from widthwise.transfer.commands.submitting import manifest
-        from widthwise.transfer.launching import require_division
+        from widthwise.transfer.launch_options import require_possible
 
-        require_division(plan, self._options())
+        require_possible(plan, self._options())
         print(manifest(self), end="")
         return 0
 
     def _send(self, plan: "Plan", dashboard: str) -> int:
         from widthwise.transfer.commands.submitting import submit
-        from widthwise.transfer.launching import require_division
+        from widthwise.transfer.launch_options import require_possible
 
-        require_division(plan, self._options())
+        require_possible(plan, self._options())
         sent = submit(self, plan, dashboard)
         if self.json:
             print(json.dumps(sent))
