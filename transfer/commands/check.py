@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers
+from widthwise.transfer.commands.options import Option
 
 if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckOptions, CheckResult
@@ -22,15 +23,15 @@ class Check:
 
     recipe: Positional[Path]
     """Recipe file, as `widthwise sweep` writes it."""
-    widths: str | None = None
+    widths: Option[str] = None
     """Three widths or more, separated by commas, the recipe's among them [that one, 2 and 4 times it]."""
     seeds: int = 3
     """Runs of every setting; fewer than three are never enough."""
     seed: int = 0
     """The first seed."""
-    rule: str | None = None
+    rule: Option[str] = None
     """Scaling rule to check, as for `widthwise scale`."""
-    tokens: int | None = None
+    tokens: Option[int] = None
     """Tokens of every run; the recipe's if not given."""
     lr_octaves: float = 1.0
     """Steps between the values of η that are tried, as log2."""
@@ -38,22 +39,22 @@ class Check:
     """Steps between the values of λ that are tried, as log2."""
     points: int = 5
     """Values of each to begin with, an odd number; lines are extended where the lowest loss is at an end."""
-    data: str | None = None
+    data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-check")
     """Folder for check.json and the runs' records."""
-    address: str | None = None
+    address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
-    concurrency: int | None = None
+    concurrency: Option[int] = None
     """Runs at a time [one per core, or per GPU]."""
-    gpus_per_trial: float | None = None
+    gpus_per_trial: Option[float] = None
     """Share of a GPU per run [1 where there is a GPU]."""
     resume: bool = False
     """Go on with the check in the folder; also with more seeds, other widths or more values."""
     calibrate: bool = False
     """Write the exponent of λ that the measured loss supports into the recipe, as its own rule `calibrated`."""
-    output: Path | None = None
+    output: Option[Path] = None
     """Where --calibrate writes; RECIPE itself if not given."""
     strict: bool = False
     """Exit with status 1 unless the transfer holds."""

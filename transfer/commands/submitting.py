@@ -75,7 +75,7 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
 
 def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     """Return what holds the user's own rule and model."""
-    found = local_source(command.rule, Path.cwd()) if ":" in command.rule else []
+    found = local_source(plan.rule, Path.cwd()) if ":" in plan.rule else []
     if command.model is not None:
         from widthwise.transfer.own_model import own_model, sources
 
