@@ -76,8 +76,7 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
 
 def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     """Return what holds the user's own rule and model."""
-    rule = command.rule or ""
-    found = local_source(rule, Path.cwd()) if ":" in rule else []
+    found = local_source(plan.rule, Path.cwd()) if ":" in plan.rule else []
     if command.model is not None:
         from widthwise.transfer.own_model import own_model, sources
 
