@@ -22,7 +22,7 @@ from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.schedule import schedule
 from widthwise.transfer import LaunchOptions, Plan, Recipe, launch
 
-WIDTH, STEPS, ROUNDS = 256, 120, 5
+WIDTH, STEPS, ROUNDS = 128, 160, 5
 
 
 def main() -> None:
