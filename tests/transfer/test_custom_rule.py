@@ -70,7 +70,7 @@ def test_it_survives_the_file(tmp_path: Path) -> None:
             "rule.name: string should match pattern '^[A-Za-z][A-Za-z0-9._-]*$', got 'my rule'",
         ),
         ("weight_decay_exponent", "½", "rule.weight_decay_exponent: must be a number, got '½'"),
-        ("weight_decay_exponent", None, "rule.weight_decay_exponent: must be a number, got None"),
+        ("weight_decay_exponent", None, "rule.weight_decay_exponent: must be a number, got null"),
         ("exponent", 1.0, "rule.exponent: unknown field"),
     ],
 )
