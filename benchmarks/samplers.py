@@ -153,7 +153,8 @@ def show_replays(out: Path) -> None:
     sweeps = [proposals(folder) for folder in folders]
     generator = np.random.default_rng(0)
     print(
-        "first rung | reduction | spared | forms apart | tokens | regret, mean and worst | best kept | completed"
+        "first rung | reduction | spared | forms apart | tokens | regret, mean and worst | best kept"
+        " | completed | of the rarer form"
     )
     for apart, reduction, spared, first in product(
         (False, True), (2, 3), (0, 3), (1 / 8, 1 / 4, 1 / 3, 1 / 2)
@@ -166,12 +167,15 @@ def show_replays(out: Path) -> None:
                 order = [trials[index] for index in generator.permutation(len(trials))]
                 tokens, kept = replay(order, first, reduction, spared, apart)
                 regret = min(one["loss"] for one in kept) - best
-                rows.append((tokens / whole, regret, float(regret == 0), len(kept)))
-        share, regret, same, completed = np.mean(rows, axis=0)
+                forms = [
+                    sum(one["hyperparameters"]["decay"] == form for one in kept) for form in ("huber", "l2")
+                ]
+                rows.append((tokens / whole, regret, float(regret == 0), len(kept), min(forms)))
+        share, regret, same, completed, rarer = np.mean(rows, axis=0)
         worst = max(row[1] for row in rows)
         print(
             f"{first:.3f} | {reduction} | {spared} | {apart} | {share:.2f} | {regret:.4f}, {worst:.3f}"
-            f" | {same:.2f} | {completed:.1f}"
+            f" | {same:.2f} | {completed:.1f} | {rarer:.1f}"
         )
 
 
