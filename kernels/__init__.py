@@ -1,5 +1,6 @@
-"""Optimizers: AdamHC, which is AdamW with decoupled Huber decay and the AdamC correction."""
+"""Optimizers whose decay is decoupled, Huber's or corrected: AdamHC on AdamW's ground, SGDC on SGD's."""
 
 from widthwise.kernels.adamhc import AdamHC
+from widthwise.kernels.sgdc import SGDC
 
-__all__ = ["AdamHC"]
+__all__ = ["SGDC", "AdamHC"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from widthwise.kernels import cpu, cuda
 from widthwise.kernels.library import Library
+from widthwise.kernels.precision import Precision
 
 NAMES = ("auto", "cuda", "cpu", "reference")
 
@@ -25,7 +26,7 @@ class Backend(Protocol):
 
     Plan: Any  # a class with the methods of `cpu.Plan`
 
-    def fits(self, param: Tensor, /) -> bool:
+    def fits(self, param: Tensor, precision: Precision, /) -> bool:
         """Tell whether it takes the parameter."""
         ...
 

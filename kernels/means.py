@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels import reference
+from widthwise.kernels.precision import State, weights_of
 
-State = dict[str, Any]
 Measure = Callable[[Sequence[Tensor]], Tensor]  # mean|θ| of each tensor, shape (tensors,)
 
 
@@ -32,7 +32,8 @@ class WeightMeans:
         ]
         if stale:
             stale_params, stale_states = zip(*stale, strict=True)
-            self.remember(stale_params, stale_states, measure(stale_params))
+            weights = list(map(weights_of, stale_params, stale_states))
+            self.remember(stale_params, stale_states, measure(weights))
         if group["threshold"] == "ema":
             for state in states:
                 if "threshold_ema" not in state:

@@ -1,4 +1,4 @@
-"""The update of AdamHC in plain torch: slow, exact, and the one place where its formulas stand.
+"""The updates of AdamHC and SGDC in plain torch: slow, exact, and the one place where its formulas stand.
 
 Notation, per tensor: θ weights, g gradient, η_t the group's learning rate at step t (counted from 1), η_max
 the group's own peak learning rate, λ weight decay in the convention of `torch.optim.AdamW`, s the tensor's
@@ -21,19 +21,24 @@ own decay scale (1 unless set), c the Huber coefficient, n the number of element
 (7)  δ → ∞ makes huber the same as l2, bit for bit; δ → 0 is no decay
 (8)  with a clip norm G, all gradients are first scaled by min(1, G / (‖g‖₂ + 1e-6)), with ‖g‖₂ over all
      tensors, as `torch.nn.utils.clip_grad_norm_` does
+(9)  SGDC: m ← β·m + g ; u = m, or g + β·m with Nesterov's momentum; then (3) to (8) as they stand. The decay is
+     decoupled: m holds none of it   (AdamC, arXiv 2506.02285, whose SGD has τ_t = η_t·λ·η_t/η_max too)
 
 The mean of the updated weights is the next step's mean|θ_t|: a fused back end sums it in the
-same pass. Every function here takes dense tensors of float32 or float64 on one device, and works on whole
-lists of them.
+same pass. Every function here takes dense tensors of float32 or float64 on one device (those that only measure,
+bfloat16 too), and works on whole lists of them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from widthwise.kernels.precision import widened
 
 Decay = Literal["none", "l2", "huber", "huber-prox"]
 
@@ -45,37 +50,47 @@ CHUNK = 4096
 # size are reused, which makes a step over twice as fast as with temporaries of the model's size.
 PIECE = 1 << 18
 
-PER_TENSOR = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "strengths", "thresholds")
+PER_TENSOR = ("params", "grads", "moments", "steps", "strengths", "thresholds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Tensors of one group, device and dtype, and the numbers of one step; lists have one entry per tensor.
 
-    `params`, `exp_avgs` (m) and `exp_avg_sqs` (v) are changed in place; `grads` only read, in any strides.
-    `steps` are t, counted from 1; `strengths` are τ_t; `thresholds` are δ_t, 0-dim tensors, for a Huber
-    decay only.
+    `params` and `moments` ((m, v) of Adam, (m,) of SGD) are changed in place; `grads` only read, in any
+    strides. `steps` are t, counted from 1; `strengths` are τ_t; `thresholds` are δ_t, 0-dim tensors, for a
+    Huber decay only.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
+    moments: list[tuple[Tensor, ...]]
     steps: list[int]
     lr: float
-    betas: tuple[float, float]
-    eps: float
     decay: Decay
     strengths: list[float]
     thresholds: list[Tensor] = field(default_factory=list)
 
 
-def update(batch: Batch) -> Tensor | None:
-    """Do (1) to (5) in place; for a Huber decay, return the mean |θ'| per tensor, shape (tensors,)."""
+def update(batch: Batch, betas: tuple[float, float], eps: float) -> None:
+    """Do (1) to (5) in place."""
     for piece in _pieces(batch):
-        _advance_moments(piece)
-        _step_weights(piece)
-    return abs_means(batch.params) if batch.decay.startswith("huber") else None
+        exp_avgs, exp_avg_sqs = map(list, zip(*piece.moments, strict=True))
+        _advance_moments(piece.grads, exp_avgs, exp_avg_sqs, betas)
+        _step_weights(piece, partial(_descend, piece, exp_avgs, exp_avg_sqs, betas, eps))
+
+
+def update_sgd(batch: Batch, momentum: float, *, nesterov: bool) -> None:
+    """Do (9) in place."""
+    for piece in _pieces(batch):
+        directions = piece.grads
+        if momentum != 0:
+            buffers = [buffer for (buffer,) in piece.moments]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, piece.grads)
+            ahead = torch._foreach_add(piece.grads, buffers, alpha=momentum) if nesterov else buffers
+            directions = list(ahead)
+        _step_weights(piece, partial(torch._foreach_add_, piece.params, directions, alpha=-piece.lr))
 
 
 def decay_strength(lr: float, weight_decay: float, scale: float, max_lr: float | None) -> float:
@@ -85,13 +100,13 @@ def decay_strength(lr: float, weight_decay: float, scale: float, max_lr: float |
 
 
 def abs_means(params: Sequence[Tensor]) -> Tensor:
-    """Return mean|θ| of each non-empty tensor, shape (tensors,), in their dtype.
+    """Return mean|θ| of each non-empty tensor, shape (tensors,), in their dtype, or float32 of bfloat16 ones.
 
     Chunks are summed in the tensors' dtype and combined in float64, in a fixed order: the result is
     repeatable and right for tensors of any size.
     """
     means = [_abs_sum(param.reshape(-1)) / param.numel() for param in params]
-    return torch.stack(means).to(params[0].dtype)
+    return torch.stack(means).to(torch.promote_types(params[0].dtype, torch.float32))
 
 
 def hold(measured: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +127,21 @@ def thresholds(level: Tensor, huber_c: float) -> list[Tensor]:
     return list(delta.unbind())
 
 
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Return ‖g‖₂ over all tensors, 0-dim, on the first one's device and at least in float32.
+
+    Summed in float64, unlike `torch.nn.utils.get_total_norm`: in float32 squares overflow above 2e19, and a
+    million of them are 1e-6 off.
+    """
+    if not grads:
+        return torch.zeros(())
+    device = grads[0].device
+    norms = [norm.to(device) for norm in torch._foreach_norm(list(grads), dtype=torch.float64)]
+    dtype = torch.promote_types(grads[0].dtype, torch.float32)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total.to(dtype)
+
+
 def clip_factor(norm: Tensor, clip_norm: float) -> Tensor:
     """Return the factor of (8), a 0-dim tensor, from the norm of all gradients; NaN stays NaN."""
     return torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
@@ -128,10 +158,10 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
             start, size = stop, 0
 
 
-def _step_weights(batch: Batch) -> None:
-    """Do (2), (3) and (5)."""
+def _step_weights(batch: Batch, descend: Callable[[], None]) -> None:
+    """Do (5); `descend` does (3)."""
     if batch.decay == "huber-prox":
-        _descend(batch)
+        descend()
         shrunk = _scaled(batch.params, [1 / (1 + tau) for tau in batch.strengths])
         _pull(batch, _clip(shrunk, batch.thresholds))
         return
@@ -140,25 +170,33 @@ def _step_weights(batch: Batch) -> None:
         _pull(batch, _clip(batch.params, batch.thresholds))
     elif batch.decay == "l2":
         _pull(batch, batch.params)
-    _descend(batch)
+    descend()
 
 
-def _advance_moments(batch: Batch) -> None:
+def _advance_moments(
+    grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], betas: tuple[float, float]
+) -> None:
     """Do (1)."""
-    beta1, beta2 = batch.betas
-    torch._foreach_lerp_(batch.exp_avgs, batch.grads, 1 - beta1)
-    torch._foreach_mul_(batch.exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(batch.exp_avg_sqs, batch.grads, batch.grads, 1 - beta2)
+    beta1, beta2 = betas
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
 
 
-def _descend(batch: Batch) -> None:
+def _descend(
+    batch: Batch,
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
     """Do (2) and (3); the bias corrections are Python floats, that is float64."""
-    beta1, beta2 = batch.betas
-    denominators = torch._foreach_sqrt(batch.exp_avg_sqs)
+    beta1, beta2 = betas
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_div_(denominators, [math.sqrt(1 - beta2**t) for t in batch.steps])
-    torch._foreach_add_(denominators, batch.eps)
+    torch._foreach_add_(denominators, eps)
     step_sizes = [-batch.lr / (1 - beta1**t) for t in batch.steps]
-    torch._foreach_addcdiv_(batch.params, batch.exp_avgs, denominators, step_sizes)
+    torch._foreach_addcdiv_(batch.params, exp_avgs, denominators, step_sizes)
 
 
 def _pull(batch: Batch, towards: Sequence[Tensor]) -> None:
@@ -178,7 +216,7 @@ def _clip(tensors: Sequence[Tensor], limits: Sequence[Tensor]) -> list[Tensor]:
 
 def _abs_sum(flat: Tensor) -> Tensor:
     """Return Σ|θ| of a flat tensor as a 0-dim float64 tensor."""
-    sums = [_chunk_sums(piece.abs()) for piece in flat.split(PIECE)]
+    sums = [_chunk_sums(widened(piece).abs()) for piece in flat.split(PIECE)]
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
 

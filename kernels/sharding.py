@@ -68,7 +68,9 @@ class Shard:
         if grad is None or self.tensor is self.param:
             self.tensor.grad = grad
         else:
-            self.tensor.grad = self.taken(grad.redistribute(placements=self.param.placements))
+            if grad.placements != self.param.placements:
+                grad = grad.redistribute(placements=self.param.placements)
+            self.tensor.grad = self.taken(grad)
 
     def drop_gradient(self) -> None:
         """Let the parameter's gradient be freed."""
@@ -200,12 +202,12 @@ class Shards:
         self._inner.trust([shard.tensor for means in self._means for shard in means.shards])
 
     def _huber(self, shards: list[list[Shard]]) -> list[list[Shard]]:
-        """Return the parameters with a threshold, those together that are spread over the same workers."""
-        alike: dict[Spread, list[Shard]] = {}
+        """Return the parameters with a threshold, those together that are spread and stored alike."""
+        alike: dict[tuple[Spread, torch.dtype], list[Shard]] = {}
         for group, own in zip(self._outer.param_groups, shards, strict=True):
             for shard in own:
                 if group["decay"] in validation.HUBER and shard.spread and shard.param.numel():
-                    alike.setdefault(shard.spread, []).append(shard)
+                    alike.setdefault((shard.spread, shard.tensor.dtype), []).append(shard)
         return list(alike.values())
 
     def _publish(self) -> None:
@@ -226,7 +228,7 @@ class Shards:
 
 
 class _Means:
-    """The means of |θ| of tensors with thresholds that are spread over the same workers."""
+    """The means of |θ| of tensors with thresholds, of one dtype and spread over the same workers."""
 
     def __init__(self, states: Any, shards: list[Shard]) -> None:
         self.shards, self._states = shards, states
@@ -262,20 +264,22 @@ class _Means:
             return
         means, nonfinite = reference.hold(self._sum.wait() / self._whole_sizes, self._last)
         self._last, self._sum = means, None
-        for shard, mean, flag in zip(self.shards, means.unbind(), nonfinite.unbind(), strict=True):
-            state = self._states[shard.tensor]
-            if "abs_mean" in state:  # in place, as back ends keep addresses
-                state["abs_mean"].copy_(mean)
-                state["nonfinite"].copy_(flag)
+        # Only of those that had a gradient yet; in place, as back ends keep addresses.
+        states = [self._states[shard.tensor] for shard in self.shards]
+        for name, values in (("abs_mean", means), ("nonfinite", nonfinite)):
+            known = [index for index, state in enumerate(states) if name in state]
+            if known:
+                present = values.unbind()
+                torch._foreach_copy_([states[i][name] for i in known], [present[i] for i in known])
 
     def _start(self, means: Tensor) -> None:
         # An empty part's stand-in counts for nothing, whatever its mean.
         self._sum = _Sum(torch.where(self._sizes > 0, means * self._sizes, 0.0), self.shards[0].spread)
 
     def _numbers(self, name: str) -> Tensor:
-        zero = self._sizes.new_zeros(())
+        zero = self.shards[0].tensor.new_zeros(())
         states = [self._states[shard.tensor] for shard in self.shards]
-        return torch.stack([state.get(name, zero).double() for state in states])
+        return torch.stack([state.get(name, zero) for state in states]).double()
 
 
 class _Sum:

@@ -1,4 +1,4 @@
-"""Checks of AdamHC's arguments. Every error is a ValueError that reads `field: rule, got value`."""
+"""Checks of the optimizers' arguments. Every error is a ValueError that reads `field: rule, got value`."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widthwise.kernels.precision import NARROW, Precision
+
 DECAYS = ("none", "l2", "huber", "huber-prox")
 HUBER = ("huber", "huber-prox")
 THRESHOLDS = ("mean", "ema")
@@ -14,20 +16,41 @@ THRESHOLDS = ("mean", "ema")
 
 def check_options(group: Mapping[str, Any]) -> None:
     """Check the options of one parameter group, with `max_lr` already filled in."""
-    for name in ("lr", "eps", "weight_decay", "max_lr"):
+    for name in ("lr", "weight_decay", "max_lr"):
         _require(_finite(group[name]) and group[name] >= 0, name, "must be finite and >= 0", group[name])
-    betas = group["betas"]
-    valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-    _require(valid, "betas", "must be two numbers in [0, 1)", betas)
     beta = group["threshold_beta"]
     _require(0 <= beta < 1, "threshold_beta", "must be in [0, 1)", beta)
     _require_choice("decay", group["decay"], DECAYS)
     _require_choice("threshold", group["threshold"], THRESHOLDS)
     _check_huber_c(group["huber_c"], group["decay"])
-    _require(isinstance(group["corrected"], bool), "corrected", "must be True or False", group["corrected"])
+    _require_bool("corrected", group["corrected"])
     if group["corrected"]:
         rule = "must be > 0 if corrected (it defaults to the group's lr)"
         _require(group["max_lr"] > 0, "max_lr", rule, group["max_lr"])
+
+
+def check_adam(group: Mapping[str, Any]) -> None:
+    """Check what a group of Adam has beside what all have."""
+    betas, eps = group["betas"], group["eps"]
+    valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    _require(valid, "betas", "must be two numbers in [0, 1)", betas)
+    _require(_finite(eps) and eps >= 0, "eps", "must be finite and >= 0", eps)
+
+
+def check_momentum(group: Mapping[str, Any]) -> None:
+    """Check what a group of SGD has beside what all have."""
+    _require(0 <= group["momentum"] < 1, "momentum", "must be in [0, 1)", group["momentum"])
+    _require_bool("nesterov", group["nesterov"])
+    usable = group["momentum"] > 0 or not group["nesterov"]
+    _require(usable, "nesterov", "must be False without momentum", group["nesterov"])
+
+
+def check_precision(precision: Precision) -> None:
+    """Check what is to be kept in which dtype."""
+    _require_bool("master_weights", precision.master_weights)
+    dtype, seed = precision.state_dtype, precision.rounding_seed
+    _require(dtype in (None, NARROW), "state_dtype", f"must be None or {NARROW}", dtype)
+    _require(isinstance(seed, int), "rounding_seed", "must be an integer", seed)
 
 
 def check_clip_norm(clip_norm: float | None) -> None:
@@ -43,14 +66,13 @@ def check_parameter(param: Tensor) -> None:
         raise ValueError(
             f"params: must not be partial sums, got a DTensor of shape {shape} and placements {placements}"
         )
-    if param.dtype in (torch.bfloat16, torch.float16):
+    if placements and param.dtype is NARROW:
         raise ValueError(
-            "params: must be float32 or float64, because weight decay rounds to nothing in half precision "
-            "(keep float32 parameters and compute under torch.autocast), "
-            f"got {param.dtype} of shape {shape}"
+            f"params: must be float32 or float64 where they are sharded, got {NARROW} of shape {shape}"
         )
-    if param.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"params: must be float32 or float64, got {param.dtype} of shape {shape}")
+    if param.dtype not in (torch.float32, torch.float64, NARROW):
+        rule = "must be float32, float64 or bfloat16"
+        raise ValueError(f"params: {rule}, got {param.dtype} of shape {shape}")
 
 
 def check_gradient(param: Tensor) -> None:
@@ -78,6 +100,10 @@ def _check_huber_c(huber_c: float | None, decay: str) -> None:
 
 def _finite(value: Any) -> bool:
     return math.isfinite(float(value))
+
+
+def _require_bool(name: str, value: object) -> None:
+    _require(isinstance(value, bool), name, "must be True or False", value)
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ class RunOptions:
         diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that
             `parameter_groups` made.
         coordinates: whether the first ten steps measure `TrainResult.coordinates`.
+        abort_on: what ends a run as diverged: a loss far above its start, or only one that is not finite.
     """
 
     seed: int = 0
@@ -54,6 +55,7 @@ class RunOptions:
     recompute: bool = False
     diagnostics: bool = False
     coordinates: bool = False
+    abort_on: Literal["divergence", "nan"] = "divergence"
 
 
 @dataclass(frozen=True, kw_only=True)

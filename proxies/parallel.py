@@ -28,7 +28,7 @@ def spread(model: nn.Module, options: RunOptions) -> nn.Module:
         ConfigError: where `options.shards` does not divide the workers.
     """
     if options.recompute:
-        _recompute(model)
+        recompute_layers(model)
     if options.parallel == "fsdp":
         return _sharded(model, options)
     model = model.to(options.device)
@@ -54,12 +54,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def holding_back(model: nn.Module, *, hold: bool) -> AbstractContextManager[Any]:
-    """Keep the gradients of this pass on the worker, where more passes of the same step follow."""
-    if isinstance(model, DistributedDataParallel):
-        return model.no_sync() if hold else nullcontext()
-    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2's module
-        cast("FSDPModule", model).set_requires_gradient_sync(not hold)
-    return nullcontext()
+    """Keep DDP's gradients on the worker in this pass, where more passes of the same step follow.
+
+    FSDP2's are shared out after every pass: held back, they would be whole ones on every worker.
+    """
+    return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def let_go(model: nn.Module) -> None:
@@ -85,12 +84,12 @@ def _sharded(model: nn.Module, options: RunOptions) -> nn.Module:
         mesh = init_device_mesh(options.device, (replicas, shards), mesh_dim_names=names)
     bf16 = torch.bfloat16 if options.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32)
-    for layer in (*_layers(model), model):
+    for layer in (*layers_of(model), model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     return model.to(options.device)
 
 
-def _recompute(model: nn.Module) -> None:
+def recompute_layers(model: nn.Module) -> None:
     """Keep only the layers' inputs for the backward pass, and compute the rest again there."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -99,7 +98,8 @@ def _recompute(model: nn.Module) -> None:
             layers[index] = checkpoint_wrapper(layer)
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model's layers, the members of its `nn.ModuleList`s."""
     return (layer for layers in _lists(model) for layer in layers)
 
 

@@ -5,6 +5,7 @@ same batches, bit for bit on one device.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -84,6 +85,8 @@ def _loop(
             return "diverged"
         if run.evaluation_is_due():
             metrics = run.evaluate()
+            if not math.isfinite(metrics.loss):
+                return "diverged"
             # Told before it is saved: a death in between repeats the evaluation, and loses none.
             stop = on_metrics is not None and on_metrics(metrics)
             run.save()
@@ -155,13 +158,17 @@ class _Run:
             math.isfinite(self.first_loss)
             and self.step % STEPS_BETWEEN_LOOKS
             and not self.evaluation_is_due()
+            and not self.checkpoint_is_due()  # a checkpoint must be a good one
         ):
             return False
         # The mean too, which does not forget what happened between two looks.
         losses = self._mean(self.last_loss, 1), self._mean(self.loss_sum, self.loss_count)
         if math.isnan(self.first_loss):
             self.first_loss = losses[0]
-        return not all(loss <= DIVERGED_AT * self.first_loss for loss in losses)
+        highest = (
+            DIVERGED_AT * self.first_loss if self.options.abort_on == "divergence" else sys.float_info.max
+        )
+        return not all(loss <= highest for loss in losses)
 
     def evaluation_is_due(self) -> bool:
         return self._evaluation_is_near(self.step, 1)

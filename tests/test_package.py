@@ -29,7 +29,7 @@ def run(code: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("kernels", {"AdamHC"}),
+        ("kernels", {"AdamHC", "SGDC"}),
         (
             "proxies",
             {

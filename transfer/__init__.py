@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING
 from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
+    from widthwise.transfer.checking.calibrating import calibrated
+    from widthwise.transfer.checking.running import CheckOptions, CheckResult, check
+    from widthwise.transfer.custom_rule import CustomRule
     from widthwise.transfer.horizons import HorizonRule, horizon_rules
-    from widthwise.transfer.launching import LaunchOptions, launch
+    from widthwise.transfer.launch_options import LaunchOptions
+    from widthwise.transfer.launching import launch
     from widthwise.transfer.plan import Plan
     from widthwise.transfer.recipe import Recipe
     from widthwise.transfer.reporting import report
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from widthwise.transfer.spectra import decay_scales, hill_alpha
 
 __all__ = [
+    "CheckOptions",
+    "CheckResult",
+    "CustomRule",
     "HorizonRule",
     "LaunchOptions",
     "Multipliers",
@@ -22,6 +29,8 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "calibrated",
+    "check",
     "decay_scales",
     "hill_alpha",
     "horizon_rules",
@@ -35,8 +44,12 @@ __all__ = [
 __getattr__, __dir__ = exported(
     __name__,
     {
+        "checking.calibrating": "calibrated",
+        "checking.running": "CheckOptions CheckResult check",
+        "custom_rule": "CustomRule",
         "horizons": "HorizonRule horizon_rules",
-        "launching": "LaunchOptions launch",
+        "launch_options": "LaunchOptions",
+        "launching": "launch",
         "plan": "Plan",
         "recipe": "Recipe",
         "reporting": "report",

@@ -34,6 +34,7 @@ COMMANDS = {
     "scale": "scale.Scale",
     "rules": "rules.Rules",
     "table": "table.Table",
+    "check": "check.Check",
     "launch": "launch.Launch",
     "export": "export.Export",
     "jobs": "jobs.Jobs",

@@ -7,19 +7,20 @@ fp32, the passes under bf16 autocast.
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from widthwise.proxies.footprint import Footprint
 from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.launching import LaunchOptions, require_division
+from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, build_of, table_of, trace
 from widthwise.transfer.plan import Plan
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FP32 = 4
+FP32, BF16 = 4, 2
 GIB = 2**30
 
 
@@ -60,23 +61,33 @@ class DryRun:
         plan: what is trained.
         table: every parameter's kind.
         step: the cost of a training step.
-        workers: data-parallel workers, on `nodes` nodes.
+        options: how it runs: workers, parallelism, passes, recomputation.
+        nodes: machines that the workers are spread over.
         throughput: how fast they are taken to be.
-        model: the user's model in the GPT's place, by name.
     """
 
     plan: Plan
     table: ParameterTable
     step: Footprint
-    workers: int
+    options: LaunchOptions
     nodes: int
     throughput: Throughput
-    model: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """Workers that share every batch."""
+        return self.options.workers
+
+    @property
+    def shards(self) -> int:
+        """Workers that hold the states together; 1 where each has all of them."""
+        return {"ddp": 1, "fsdp": self.workers, "hsdp": self.workers // self.nodes}[self.options.parallel]
 
     @property
     def sequences(self) -> int:
-        """Sequences that a worker takes of every batch."""
-        return self.plan.horizon.sequences(self.plan.model.context) // self.workers
+        """Sequences that a worker takes through a pass."""
+        sequences = self.plan.horizon.sequences(self.plan.model.context)
+        return sequences // (self.workers * self.options.accumulate)
 
     @property
     def tokens(self) -> int:
@@ -85,15 +96,19 @@ class DryRun:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes per worker, by what holds them; every worker holds the whole model (DDP)."""
-        weights = FP32 * self.step.parameters
+        """Bytes per worker, by what holds them."""
+        step, whole = self.step, self.options.parallel == "ddp"
+        # Shards are padded to one size.
+        weights = FP32 * ceil(step.parameters / self.shards)
+        copies = step.fixed_bytes if whole else 0
         return {
             "weights": weights,
             "gradients": weights,
             "moments": 2 * weights,
-            # DDP copies gradients into the buckets that it sends.
-            "buckets": weights if self.workers > 1 else 0,
-            "activations": self.step.activation_bytes(self.sequences),
+            # DDP copies gradients into the buckets that it sends; FSDP2 gathers weights in bf16.
+            "buckets": weights if whole and self.workers > 1 else 0,
+            "gathered": 0 if whole else BF16 * step.gathered,
+            "activations": copies + self.sequences * step.sequence_bytes,
         }
 
     @property
@@ -108,10 +123,14 @@ class DryRun:
         return {
             "plan": self.plan.document(),
             "mesh": {
-                "parallel": "ddp",
+                "parallel": self.options.parallel,
                 "nodes": self.nodes,
                 "workers": self.workers,
-                "sequences_per_worker": self.sequences,
+                "shards": self.shards,
+                "replicas": self.workers // self.shards,
+                "passes": self.options.accumulate,
+                "sequences_per_pass": self.sequences,
+                "recompute": self.options.recompute,
             },
             "parameters": self.step.parameters,
             "memory_per_worker": {**self.memory, "total": sum(self.memory.values())},
@@ -141,10 +160,9 @@ class DryRun:
 
     def _costs(self) -> list[tuple[str, str]]:
         document, memory = self.as_json(), self.memory
-        batch = f"{self.sequences} sequences of {self.plan.model.context} tokens each"
         hours = document["hours"]
         return [
-            ("workers", f"{self.workers} on {self.nodes} node(s), data parallel (DDP), {batch}"),
+            ("workers", self._mesh()),
             ("parameters", f"{self.step.parameters:,}"),
             *((f"memory per worker: {name}", _gib(size)) for name, size in memory.items() if size),
             ("memory per worker, in all", _gib(sum(memory.values()))),
@@ -153,6 +171,14 @@ class DryRun:
             ("FLOPs", f"{document['flops']:.4g} ({self.step.flops_per_token:.4g} per token)"),
             ("time", self._speed() if hours is None else f"{hours:,.1f} hours {self._speed()}"),
         ]
+
+    def _mesh(self) -> str:
+        options, context = self.options, self.plan.model.context
+        mesh = f"{self.workers} on {self.nodes} node(s), {options.parallel}"
+        if self.shards > 1:
+            mesh += f": {self.workers // self.shards} replica(s) in {self.shards} shards"
+        passes = f"{options.accumulate} pass(es) of {self.sequences} sequences of {context} tokens each"
+        return f"{mesh}; {passes}{', recomputed' if options.recompute else ''}"
 
     def _speed(self) -> str:
         speed = self.throughput
@@ -175,19 +201,18 @@ class DryRun:
 
     def notes(self) -> list[str]:
         """Return what the numbers leave out, a line each."""
-        states = 4 * self.memory["weights"]
         lines = [
             "activations: an estimate: what PyTorch's kernels, one by one, keep for the backward pass in bf16; "
             "compiled models keep less, what a kernel takes while it runs comes on top",
             "time: the training steps alone, without validation, checkpoints and restarts",
         ]
-        if self.workers > 1:
-            each = f"{_gib(states)} of weights, gradients and moments"
-            lines.append(
-                f"every worker holds all {each}; shared out, it would be {_gib(states / self.workers)} each"
-            )
-        if self.model is not None:
-            lines.append(f"{self.model}: {asked(self.plan)}")
+        if self.workers > 1 and self.shards == 1:
+            states = 4 * self.memory["weights"]
+            each = f"all {_gib(states)} of weights, gradients and moments"
+            shared = f"with --parallel fsdp, {_gib(states / self.workers)}"
+            lines.append(f"every worker holds {each}; {shared}")
+        if self.options.model is not None:
+            lines.append(f"{self.options.model}: {asked(self.plan)}")
         return lines
 
 
@@ -203,13 +228,13 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     Raises:
         ConfigError: the workers do not divide the batch or spread evenly over the nodes.
     """
-    require_division(plan, options)
+    require_possible(plan, options)
     if nodes < 1 or options.workers % nodes:
         raise ConfigError(f"nodes: must be >= 1 and divide the {options.workers} workers, got {nodes}")
     # Standard output is for the document alone, whatever the user's module prints.
     with redirect_stdout(sys.stderr):
         build = build_of(plan, options.model)
-        table, step = table_of(plan, build), trace(plan, build)
+        table, step = table_of(plan, build), trace(plan, build, recompute=options.recompute)
     if step is None:
         raise ConfigError(
             f"model: {options.model!r} decides by numbers what it computes: a dry run has only shapes"
@@ -218,10 +243,9 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
         plan=plan,
         table=table,
         step=step,
-        workers=options.workers,
+        options=options,
         nodes=nodes,
         throughput=throughput,
-        model=options.model,
     )
 
 

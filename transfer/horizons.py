@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.rulebook import Pace, Ratios, Scaled, find_rule, first_line, look_up, paced
+from widthwise.transfer.rulebook import Pace, Ratios, Rule, Scaled, first_line, look_up, paced
 
 # τ/steps = 1.084 · (tokens per parameter)^-0.527, fitted by arXiv 2505.13738; the constant cancels in a ratio.
 POWER_LINES_EXPONENT = -0.527
@@ -85,18 +85,18 @@ def find_horizon_rule(name: str) -> HorizonRule:
     return look_up("horizon_rule", name, horizon_rules)
 
 
-def combined(rule: str, horizon_rule: str, ratios: Ratios, width: float) -> Scaled:
+def combined(rule: Rule, horizon_rule: str, ratios: Ratios, width: float) -> Scaled:
     """Return what both rules yield for parameters whose width grew by `width`; the other ratios are the run's.
 
     Raises:
-        ConfigError: no rule or no horizon rule has this name, or the rule's multipliers are impossible.
+        ConfigError: no horizon rule has this name, or the rule's multipliers are impossible.
     """
-    width_rule, pace = find_rule(rule), find_horizon_rule(horizon_rule)(ratios)
+    pace = find_horizon_rule(horizon_rule)(ratios)
     own = replace(ratios, width=width)
     if horizon_rule == "none":
-        return width_rule(own)
+        return rule(own)
     # In place of what the width rule itself does with batch size and tokens, not on top of it.
-    return paced(width_rule(replace(own, batch=1.0, tokens=1.0)), pace)
+    return paced(rule(replace(own, batch=1.0, tokens=1.0)), pace)
 
 
 def scaled_betas(

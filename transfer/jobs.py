@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Submission:
         argv: the command and its options, `files` by their names.
         out: the folder that the run writes to, as the cluster's nodes see it.
         files: put into the job's working directory by these names; folders with all they hold.
-        wheel: the package, for a cluster that has not installed it.
+        wheel: the package, for a cluster that has not installed it; unpacked into the working directory, because
+            Ray would install its dependencies anew, over the cluster's own.
     """
 
     argv: Sequence[str]
@@ -106,14 +108,11 @@ class Cluster:
         """Send a job and return its id."""
         job_id = f"widthwise-{secrets.token_hex(4)}"
         with _working_directory(submission) as folder:
-            environment: dict[str, Any] = {"working_dir": str(folder)}
-            if submission.wheel is not None:
-                environment["py_modules"] = [str(submission.wheel)]
             _once_ready(
                 lambda: self._client.submit_job(
                     entrypoint="python job.py",
                     submission_id=job_id,
-                    runtime_env=environment,
+                    runtime_env={"working_dir": str(folder)},
                     metadata={"widthwise": version("widthwise"), "out": submission.out},
                 )
             )
@@ -276,6 +275,9 @@ def _working_directory(submission: Submission) -> Iterator[Path]:
                 shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(source, folder / target)
+        if submission.wheel is not None:
+            with zipfile.ZipFile(submission.wheel) as wheel:
+                wheel.extractall(folder)
         shutil.copy2(job_entry.__file__, folder / "job.py")
         job = {"version": version("widthwise"), "argv": list(submission.argv), "out": submission.out}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

@@ -15,64 +15,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from widthwise.proxies.building import OwnModel
-from widthwise.proxies.config import Seed
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_atomic, write_json
-from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
 from widthwise.proxies.outcome import Metrics, finite
-from widthwise.proxies.parallel import require_whole
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.validation import ConfigError, Record, RunError
+from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
+from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 
 # Times that Ray Train starts the workers again after one died.
 RETRIES = 3
-
-
-class LaunchOptions(Record):
-    """How a target run is carried out.
-
-    Attributes:
-        data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
-        seed: decides initialisation and batches.
-        workers: workers that share every batch.
-        parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it, ``hsdp`` parts on
-            the workers of each node, and replicas of them across nodes.
-        accumulate: passes forward and backward for each worker's share of a batch.
-        recompute: whether activations are computed again in the backward pass, which saves their memory.
-        checkpoint_every: steps between checkpoints, besides one at every evaluation.
-        keep: checkpoints to keep.
-        evaluations: validation passes, evenly spaced.
-        validation_batches: batches of each pass.
-        compile: whether to ``torch.compile`` the model.
-        diagnostics: whether every evaluation measures `Diagnostics`, for ``metrics.jsonl``.
-        module_decay: how λ is shared out among modules; None is evenly.
-        model: ``MODULE:FUNCTION`` that returns a model from tokens to logits of a given width, in place of the
-            recipe's GPT; the module may lie in the current folder.
-    """
-
-    data: str = "python"
-    seed: Seed = 0
-    workers: int = Field(1, ge=1)
-    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
-    accumulate: int = Field(1, ge=1)
-    recompute: bool = False
-    checkpoint_every: int | None = Field(None, ge=1)
-    keep: int = Field(2, ge=1)
-    evaluations: int = Field(10, ge=1)
-    validation_batches: int = Field(8, ge=1)
-    compile: bool = False
-    diagnostics: bool = False
-    module_decay: ModuleDecay | None = None
-    model: str | None = None
 
 
 def launch(
@@ -105,7 +63,7 @@ def launch(
     """
     options = options or LaunchOptions()
     out = out.resolve()
-    _require_fitting(plan, options)
+    _require_data(plan, options, require_possible(plan, options))
     own = own_model(plan, options.model) if options.model else None
     options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
@@ -120,7 +78,12 @@ def launch(
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         locked(out),
-        following(out / "metrics.jsonl", plan.horizon.steps, enabled=show_progress),
+        following(
+            out / "metrics.jsonl",
+            plan.horizon.steps,
+            done=last_checkpoint(out) or 0 if resume else None,
+            enabled=show_progress,
+        ),
         ray_session(
             address,
             cpus=max(_cores(), options.workers),
@@ -139,29 +102,16 @@ def launch(
 _DECIDING = {"data", "seed", "module_decay"}
 
 
-def _require_fitting(plan: Plan, options: LaunchOptions) -> None:
-    """Raise the user's mistakes here, where they cost nothing, instead of in the workers."""
-    sequences = require_division(plan, options)
-    for name in ("diagnostics", "module_decay"):
-        if getattr(options, name):
-            require_whole(name, options.parallel)
-    if isinstance(options.module_decay, AdaDecay):
-        tuned = plan.recipe.hyperparameters
-        options.module_decay.require(tuned.decay, tuned.threshold)
+def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> None:
+    """Raise what the workers would say of the data here, where it costs nothing."""
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
 
 
-def require_division(plan: Plan, options: LaunchOptions) -> int:
-    """Return the sequences of a batch, which the workers, and each one's passes, must share evenly."""
-    sequences = plan.horizon.sequences(plan.model.context)
-    if sequences % options.workers:
-        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
-    share = sequences // options.workers
-    if share % options.accumulate:
-        rule = f"must divide the {share} sequences of a worker's share of a batch"
-        raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
-    return sequences
+def last_checkpoint(out: Path) -> int | None:
+    """Return the step of the latest whole checkpoint in a run's folder, or None."""
+    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
+    return max(steps, default=None)
 
 
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
@@ -245,6 +195,7 @@ _RUN_OPTIONS = {
     "accumulate",
     "recompute",
     "keep",
+    "abort_on",
 }
 
 

@@ -52,8 +52,13 @@ def table_of(plan: Plan, build: Build) -> ParameterTable:
     return parameter_table(build, plan.model.width, plan.recipe.proxy.width)
 
 
-def trace(plan: Plan, build: Build) -> Footprint | None:
+def trace(plan: Plan, build: Build, *, recompute: bool = False) -> Footprint | None:
     """Return a training step's cost under bf16, or None for a model that shapes alone cannot run.
+
+    Args:
+        plan: says width, context and vocabulary.
+        build: returns the model of a width.
+        recompute: whether its layers are computed again in the backward pass.
 
     Raises:
         ConfigError: the model does not map tokens to logits, or its own code fails.
@@ -65,6 +70,7 @@ def trace(plan: Plan, build: Build) -> Footprint | None:
             context=config.context,
             vocab_size=config.vocab_size,
             precision="bf16",
+            recompute=recompute,
         )
     except ConfigError:
         raise

@@ -87,9 +87,15 @@ class Plan:
         if width_multiplier is None:
             planned = self.kinds[kind]
         else:
-            outcome = combined(self.rule, self.horizon_rule, self.ratios, width_multiplier)
-            planned = _planned(kind, outcome, self.recipe.hyperparameters, self.decay_kinds)
+            planned = _planned(
+                kind, self.outcome(width_multiplier), self.recipe.hyperparameters, self.decay_kinds
+            )
         return KindSettings(lr=planned.lr, weight_decay=planned.weight_decay, eps=planned.eps)
+
+    def outcome(self, width_multiplier: float | None = None) -> Scaled:
+        """Return what the rules yield at the plan's ratios, or for a width that grew by its own factor."""
+        width = self.ratios.width if width_multiplier is None else width_multiplier
+        return combined(self.recipe.find_rule(self.rule), self.horizon_rule, self.ratios, width)
 
     def parameter_groups(self, model: "nn.Module", table: "ParameterTable") -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups for a model of the target's width: all options but clip_norm.
@@ -259,7 +265,7 @@ def make_plan(
     depth: int | None,
     batch_tokens: int | None,
     tokens: int | None,
-    rule: str,
+    rule: str | None,
     horizon_rule: str,
     decay_kinds: Iterable[str] | None,
 ) -> Plan:
@@ -273,19 +279,20 @@ def make_plan(
         batch=horizon.batch_tokens / recipe.horizon.batch_tokens,
         tokens=horizon.tokens / recipe.horizon.tokens,
     )
-    outcome = combined(rule, horizon_rule, ratios, ratios.width)
-    _require_tieable(model, outcome, rule)
-    decaying = outcome.decay_kinds if decay_kinds is None else _decaying(decay_kinds, outcome, rule)
+    width_rule = recipe.find_rule(rule)
+    outcome, name = combined(width_rule, horizon_rule, ratios, ratios.width), width_rule.name
+    _require_tieable(model, outcome, name)
+    decaying = outcome.decay_kinds if decay_kinds is None else _decaying(decay_kinds, outcome, name)
     return Plan(
         recipe=recipe,
-        rule=rule,
+        rule=name,
         horizon_rule=horizon_rule,
         decay_kinds=decaying,
         ratios=ratios,
         model=_initialised(model, outcome, ratios.width),
         horizon=horizon,
         kinds={kind: _planned(kind, outcome, recipe.hyperparameters, decaying) for kind in KINDS},
-        betas=scaled_betas(recipe.hyperparameters.betas, outcome.one_minus_beta, rule, horizon_rule),
+        betas=scaled_betas(recipe.hyperparameters.betas, outcome.one_minus_beta, name, horizon_rule),
         residual_multiplier=outcome.residual_multiplier,
     )
 

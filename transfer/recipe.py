@@ -9,11 +9,15 @@ from pydantic import Field
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.files import read_json, require_schema, write_json
 from widthwise.proxies.validation import ConfigError, Record
+from widthwise.transfer.custom_rule import CustomRule
+from widthwise.transfer.rulebook import Rule, find_rule, look_up
+from widthwise.transfer.scaling import rules
 
 if TYPE_CHECKING:
     from widthwise.search import SearchSpace, SweepResult
     from widthwise.transfer.plan import Plan
 
+DEFAULT_RULE = "fan-sqrt"
 SCHEMA: Literal["widthwise/recipe/1"] = "widthwise/recipe/1"
 
 # Ratios are taken to these, so that a file must state them; every other field has a default.
@@ -69,6 +73,7 @@ class Recipe(Record):
         hyperparameters: the tuned settings, at the proxy's width.
         proxy: the model they were tuned on; its width is the base width, where all multipliers are 1.
         horizon: how long it trained: batch size, tokens and schedule.
+        rule: a scaling rule of its own, which ``widthwise check --calibrate`` measures, or None.
         evidence: what a sweep or a check measured, or None.
         provenance: what produced the recipe (the sweep's configuration, versions, time), or None.
     """
@@ -77,6 +82,7 @@ class Recipe(Record):
     hyperparameters: Hyperparameters
     proxy: GPTConfig
     horizon: Horizon
+    rule: CustomRule | None = None
     evidence: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
 
@@ -132,6 +138,22 @@ class Recipe(Record):
         """
         write_json(path, self.model_dump(mode="python", by_alias=True))
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """Every rule that the recipe can be scaled by: its own first, then the registered ones."""
+        own = {} if self.rule is None else {self.rule.name: self.rule.as_rule()}
+        return {**own, **rules}
+
+    def find_rule(self, name: str | None = None) -> Rule:
+        """Return the rule `name`; None is the recipe's own, or `DEFAULT_RULE` where it has none.
+
+        Raises:
+            ConfigError: no rule has this name, or ``MODULE:FUNCTION`` names none.
+        """
+        if name is None:
+            name = DEFAULT_RULE if self.rule is None else self.rule.name
+        return find_rule(name) if ":" in name else look_up("rule", name, self.rules)
+
     def at(
         self,
         *,
@@ -139,7 +161,7 @@ class Recipe(Record):
         depth: int | None = None,
         batch_tokens: int | None = None,
         tokens: int | None = None,
-        rule: str = "fan-sqrt",
+        rule: str | None = None,
         horizon_rule: str = "none",
         decay_kinds: Iterable[str] | None = None,
     ) -> "Plan":
@@ -150,7 +172,8 @@ class Recipe(Record):
             depth: its number of blocks; None is the proxy's.
             batch_tokens: tokens per step, a multiple of the context; None is the proxy's.
             tokens: tokens in all; None is the proxy's.
-            rule: name of a scaling rule, or ``MODULE:FUNCTION`` for one of your own.
+            rule: name of a scaling rule, or ``MODULE:FUNCTION`` for one of your own; None is the recipe's own, or
+                `DEFAULT_RULE` where it has none.
             horizon_rule: name of a horizon rule: what another batch size or more tokens change. One other than
                 ``none`` stands in place of what the scaling rule itself does with batch size and tokens.
             decay_kinds: the kinds that decay, with the recipe's λ times the rule's multiplier of that kind; None

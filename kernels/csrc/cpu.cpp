@@ -4,16 +4,25 @@
 // chunks, so that one thread and many give the same bits.
 #include <vector>
 
-#include "adamhc.h"
+#include "rounding.h"
 
 using namespace adamhc;
 
 namespace {
 
+// A tensor of which some may be narrow. kernels/cpu.py packs it.
+struct Precise {
+    Record record;     // theta: the weights or their master copy; null where `weights` are all there is
+    Narrow* weights;   // null if they are float
+    Long stream;       // what the random numbers start from
+    long long narrow;  // boolean: m and v are
+};
+
 constexpr long long BLOCK = 1024;        // elements of one float sum: they are in the first cache
 constexpr long long LANES = 32;          // float sums side by side, whatever the processor's vectors are
 constexpr long long CHUNK = 16 * BLOCK;  // elements of one unit of work
 constexpr long long AHEAD = 512;         // elements to fetch ahead. Measured: 10 % on one thread; 256 and 1024 less
+constexpr long long CACHED = 1 << 21;    // elements of which θ, g, m and v may be in a cache: fetching costs 10 % there
 
 struct Chunk {
     long long tensor, start, stop;
@@ -28,14 +37,18 @@ std::vector<Chunk> cut(long long tensors, Size size) {
     return chunks;
 }
 
+long long elements_of(const std::vector<Chunk>& chunks) {
+    long long elements = 0;
+    for (const Chunk& chunk : chunks) elements += chunk.stop - chunk.start;
+    return elements;
+}
+
 // Calls body(i) for each chunk. All threads or one: a team of another size would make and end threads. One thread
 // enters no region, which would cost, and disturb torch's own team.
 template <class Body>
 void for_each(const std::vector<Chunk>& chunks, int threads, Body body) {
     const long long count = (long long)chunks.size();
-    long long elements = 0;
-    for (const Chunk& chunk : chunks) elements += chunk.stop - chunk.start;
-    if (threads <= 1 || elements < 2 * CHUNK) {
+    if (threads <= 1 || elements_of(chunks) < 2 * CHUNK) {
         for (long long i = 0; i < count; ++i) body(i);
         return;
     }
@@ -77,10 +90,10 @@ inline void fetch(const float* values) {
     for (long long k = 0; k < LANES; k += 16) __builtin_prefetch(values + AHEAD + k);
 }
 
-// Updates a block; returns Σ|θ'| of it with a Huber decay, the one that abs_sum gives.
+// Updates a block, which is not in a cache if `far`; returns Σ|θ'| of it with a Huber decay, the one that abs_sum gives.
 template <Decay decay>
 float update_block(float* __restrict theta, const float* __restrict grad, float* __restrict m,
-                   float* __restrict v, long long n, const Coefficients c) {
+                   float* __restrict v, long long n, const Coefficients c, bool far) {
     Lanes lanes;
     const auto element = [&](long long i, float& lane) __attribute__((always_inline)) {
         float new_theta = theta[i], new_m = m[i], new_v = v[i];
@@ -92,7 +105,8 @@ float update_block(float* __restrict theta, const float* __restrict grad, float*
     };
     long long i = 0;
     for (; i + LANES <= n; i += LANES) {
-        for (const float* values : {(const float*)theta, grad, (const float*)m, (const float*)v}) fetch(values + i);
+        if (far)
+            for (const float* values : {(const float*)theta, grad, (const float*)m, (const float*)v}) fetch(values + i);
 #pragma omp simd
         for (long long k = 0; k < LANES; ++k) element(i + k, lanes.sums[k]);
     }
@@ -100,21 +114,77 @@ float update_block(float* __restrict theta, const float* __restrict grad, float*
     return lanes.total();
 }
 
+float update_block(float* theta, const float* grad, float* m, float* v, long long n, const Coefficients& k, Decay decay,
+                   bool far) {
+    switch (decay) {
+        case NONE: return update_block<NONE>(theta, grad, m, v, n, k, far);
+        case L2: return update_block<L2>(theta, grad, m, v, n, k, far);
+        case HUBER: return update_block<HUBER>(theta, grad, m, v, n, k, far);
+        default: return update_block<HUBER_PROX>(theta, grad, m, v, n, k, far);
+    }
+}
+
+float* widen(float* wide, const Narrow* values, long long n) {
+    for (long long i = 0; i < n; ++i) wide[i] = adamhc::widen(values[i]);
+    return wide;
+}
+
+// Elements of one tensor from `start`, and how the step of number t rounds them.
+struct Rounding {
+    Long stream, t;
+    long long start;
+
+    void operator()(Narrow* narrow, const float* wide, long long n, Rounded what) const {
+        const Long key = random_key(stream, t, what, (Long)start);
+        for (long long i = 0; i < n; ++i) narrow[i] = stochastic(wide[i], random_bits(key, (Word)(start + i)));
+    }
+};
+
+// Updates a block of a tensor of which some is narrow, by way of float copies that stay in the first cache.
+float update_narrow(const Precise& p, const void* grad, long long start, long long n, const Coefficients& k,
+                    Decay decay) {
+    alignas(64) float wide[4][BLOCK];
+    const Record& r = p.record;
+    const Rounding round = {p.stream, (Long)*r.step, start};
+    Narrow *narrow = p.weights + start, *narrow_m = (Narrow*)r.m + start, *narrow_v = (Narrow*)r.v + start;
+    float* theta = r.theta ? r.theta + start : widen(wide[0], narrow, n);
+    const float* g = p.weights ? widen(wide[1], (const Narrow*)grad + start, n) : (const float*)grad + start;
+    float* m = p.narrow ? widen(wide[2], narrow_m, n) : r.m + start;
+    float* v = p.narrow ? widen(wide[3], narrow_v, n) : r.v + start;
+    float sum = update_block(theta, g, m, v, n, k, decay, false);
+    if (p.narrow) {
+        round(narrow_m, m, n, FIRST_MOMENT);
+        round(narrow_v, v, n, SECOND_MOMENT);
+    }
+    if (p.weights && r.theta)
+        for (long long i = 0; i < n; ++i) narrow[i] = nearest(theta[i]);
+    else if (p.weights) {
+        round(narrow, theta, n, WEIGHTS);
+        if (is_huber(decay)) sum = abs_sum(widen(theta, narrow, n), n);
+    }
+    return sum;
+}
+
 // Updates a chunk; returns Σ|θ'| of it with a Huber decay.
-template <Decay decay>
-double update_chunk(const Record& r, const float* grad, const Chunk& chunk, const Coefficients& k) {
-    return sum_blocks(chunk, [&](long long start, long long n) {
-        return update_block<decay>(r.theta + start, grad + start, r.m + start, r.v + start, n, k);
+double update_chunk(const Precise& p, const void* grad, const Chunk& chunk, const Coefficients& k, Decay decay,
+                    bool far) {
+    const Record& r = p.record;
+    return sum_blocks(chunk, [&](long long i, long long n) {
+        if (p.weights || p.narrow) return update_narrow(p, grad, i, n, k, decay);
+        return update_block(r.theta + i, (const float*)grad + i, r.m + i, r.v + i, n, k, decay, far);
     });
 }
 
-double update_chunk(const Record& r, const float* grad, const Chunk& chunk, const Coefficients& k, Decay decay) {
-    switch (decay) {
-        case NONE: return update_chunk<NONE>(r, grad, chunk, k);
-        case L2: return update_chunk<L2>(r, grad, chunk, k);
-        case HUBER: return update_chunk<HUBER>(r, grad, chunk, k);
-        default: return update_chunk<HUBER_PROX>(r, grad, chunk, k);
+// Σg² of a block, in double because squares overflow.
+double square_sum(const float* values, long long n) {
+    double sums[LANES] = {};
+    for (long long i = 0; i < n; i += LANES) {
+        const long long width = n - i < LANES ? n - i : LANES;
+        for (long long k = 0; k < width; ++k) sums[k] += (double)values[i + k] * values[i + k];
     }
+    for (long long width = LANES / 2; width > 0; width /= 2)
+        for (long long k = 0; k < width; ++k) sums[k] += sums[k + width];
+    return sums[0];
 }
 
 std::vector<double> per_tensor(long long tensors, const std::vector<Chunk>& chunks, const std::vector<double>& sums) {
@@ -123,38 +193,64 @@ std::vector<double> per_tensor(long long tensors, const std::vector<Chunk>& chun
     return totals;
 }
 
+// Tensors to be read, of which some may be narrow. kernels/cpu.py packs the arrays.
+struct Values {
+    const void* const* addresses;
+    const long long* sizes;
+    const char* narrow;
+
+    // Sums what body(values, n) returns for the blocks of each tensor.
+    template <class Body>
+    std::vector<double> sum(long long count, int threads, Body body) const {
+        const auto chunks = cut(count, [&](long long i) { return sizes[i]; });
+        std::vector<double> sums(chunks.size());
+        for_each(chunks, threads, [&](long long i) {
+            const long long tensor = chunks[i].tensor;
+            sums[i] = sum_blocks(chunks[i], [&](long long start, long long n) {
+                if (!narrow[tensor]) return (double)body((const float*)addresses[tensor] + start, n);
+                alignas(64) float wide[BLOCK];
+                return (double)body(widen(wide, (const Narrow*)addresses[tensor] + start, n), n);
+            });
+        });
+        return per_tensor(count, chunks, sums);
+    }
+};
+
 }  // namespace
 
 extern "C" {
 
 // One step in place: θ, m, v and the 0-dim state of every tensor.
-void adamhc_step(const Options* options, const Record* records, const float* const* grads, long long tensors,
+void adamhc_step(const Options* options, const Precise* tensors, const void* const* grads, long long count,
                  float grad_factor, int threads) {
-    std::vector<Coefficients> coefficients(tensors);
-    for (long long i = 0; i < tensors; ++i)
-        coefficients[i] = begin_step(options[records[i].options], records[i], grad_factor);
-    const auto chunks = cut(tensors, [&](long long i) { return records[i].numel; });
+    std::vector<Coefficients> coefficients(count);
+    for (long long i = 0; i < count; ++i)
+        coefficients[i] = begin_step(options[tensors[i].record.options], tensors[i].record, grad_factor);
+    const auto chunks = cut(count, [&](long long i) { return tensors[i].record.numel; });
     std::vector<double> sums(chunks.size());
+    const bool far = elements_of(chunks) > CACHED;
     for_each(chunks, threads, [&](long long i) {
-        const long long tensor = chunks[i].tensor;
-        const Record& r = records[tensor];
-        sums[i] = update_chunk(r, grads[tensor], chunks[i], coefficients[tensor], options[r.options].decay);
+        const long long k = chunks[i].tensor;
+        const Decay decay = options[tensors[k].record.options].decay;
+        sums[i] = update_chunk(tensors[k], grads[k], chunks[i], coefficients[k], decay, far);
     });
-    const auto totals = per_tensor(tensors, chunks, sums);
-    for (long long i = 0; i < tensors; ++i)
-        if (is_huber(options[records[i].options].decay)) end_step(records[i], totals[i]);
+    const auto totals = per_tensor(count, chunks, sums);
+    for (long long i = 0; i < count; ++i)
+        if (is_huber(options[tensors[i].record.options].decay)) end_step(tensors[i].record, totals[i]);
 }
 
 // mean|θ| of every tensor, by the sums that a step does, so that both give the same bits.
-void adamhc_abs_means(const float* const* tensors, const long long* sizes, long long count, float* means,
-                      int threads) {
-    const auto chunks = cut(count, [&](long long i) { return sizes[i]; });
-    std::vector<double> sums(chunks.size());
-    for_each(chunks, threads, [&](long long i) {
-        const float* values = tensors[chunks[i].tensor];
-        sums[i] = sum_blocks(chunks[i], [&](long long start, long long n) { return abs_sum(values + start, n); });
-    });
-    const auto totals = per_tensor(count, chunks, sums);
-    for (long long i = 0; i < count; ++i) means[i] = (float)(totals[i] / (double)sizes[i]);
+void adamhc_abs_means(const void* const* addresses, const long long* sizes, const char* narrow, long long count,
+                      float* means, int threads) {
+    const auto sums = Values{addresses, sizes, narrow}.sum(count, threads, abs_sum);
+    for (long long i = 0; i < count; ++i) means[i] = (float)(sums[i] / (double)sizes[i]);
+}
+
+// Σg² over all tensors.
+double adamhc_square_sum(const void* const* addresses, const long long* sizes, const char* narrow, long long count,
+                         int threads) {
+    double total = 0;
+    for (double sum : Values{addresses, sizes, narrow}.sum(count, threads, square_sum)) total += sum;
+    return total;
 }
 }

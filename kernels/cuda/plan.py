@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from widthwise.kernels import validation
+from widthwise.kernels import reference, validation
 from widthwise.kernels.cpu import Work
 from widthwise.kernels.cuda import batch, driver
 from widthwise.kernels.cuda.batch import CAPACITY, Batch
+from widthwise.kernels.precision import DEFAULT, Precision, State
 
-State = dict[str, Any]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def fits(param: Tensor) -> bool:
+def fits(param: Tensor, precision: Precision = DEFAULT) -> bool:
     """Tell whether this back end takes the parameter."""
     plain = type(param) is nn.Parameter or type(param) is Tensor
+    plain = plain and precision.moment_dtype(param) is torch.float32
     return plain and driver.reaches(param) and param.dtype is torch.float32 and param.is_contiguous()
 
 
@@ -64,7 +65,13 @@ class Plan:
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], state: Mapping[Tensor, State], work: list[Work], *, complete: bool
+        self,
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, State],
+        work: list[Work],
+        precision: Precision = DEFAULT,
+        *,
+        complete: bool,
     ) -> None:
         self._groups, self._state, self._complete = groups, state, complete
         self._work = [item for item in work if item.params]
@@ -109,6 +116,10 @@ class Plan:
                 shapes = f"{tuple(param.shape)}, got {tuple(grad.shape)}"
                 raise ValueError(f"gradient: must have the shape of its parameter, {shapes}")
         return [grad.float().contiguous() for grad in grads]
+
+    def grad_norm(self, grads: list[Tensor]) -> Tensor:
+        """Return ‖g‖₂ over these gradients, 0-dim on the device."""
+        return reference.total_norm(grads)
 
     def run(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None = None) -> None:
         """Do one step in place, unless `found_inf` is not 0 on the device: weights, moments and the state.

@@ -1,16 +1,20 @@
 """Run the contract of AdamHC on each back end."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 from torch import Tensor
 
 from widthwise.kernels import backends
 
 from .emulation import emulate
 
+COMPILED = [pytest.param(name, marks=pytest.mark.compiler) for name in ("cpu", "cuda")]
 
-@pytest.fixture(params=["reference", "cpu", "cuda"])
+
+@pytest.fixture(params=["reference", *COMPILED])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the back end that "auto" stands for in this test; tests use each in turn.
 
@@ -27,3 +31,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(backends, "resolve", resolved)
     return str(chosen)
+
+
+@pytest.fixture
+def lone_process(tmp_path: Any) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

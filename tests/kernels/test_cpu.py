@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -12,9 +13,7 @@ from torch import Tensor
 
 from widthwise.kernels import AdamHC, cpu, reference
 
-pytestmark = pytest.mark.skipif(
-    isinstance(cpu.library_or_reason(), str), reason=f"no library: {cpu.library_or_reason()}"
-)
+pytestmark = pytest.mark.compiler
 
 CHUNK = 1 << 14  # of csrc/cpu.cpp
 OPTIONS: dict[str, Any] = {
@@ -289,9 +288,9 @@ def test_the_rest_is_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> N
     taken: list[int] = []
     update = reference.update
 
-    def counted(batch: reference.Batch) -> Tensor | None:
+    def counted(batch: reference.Batch, *options: Any) -> None:
         taken.append(len(batch.params))
-        return update(batch)
+        update(batch, *options)
 
     monkeypatch.setattr(reference, "update", counted)
     optimizer = AdamHC([single, turned, double], **OPTIONS, backend="cpu")
@@ -313,6 +312,52 @@ def test_gradients_of_other_strides_and_dtypes_are_copied_and_left_alone() -> No
         second.step()
     assert_same_bits(first, second)
     assert torch.equal(odd.grad, grads.t())
+
+
+def test_a_step_keeps_no_gradient_alive() -> None:
+    optimizer = trained("cpu", [500, 20])
+    gradients = []
+    for param in optimizer.param_groups[0]["params"]:
+        gradients.append(weakref.ref(param.grad))
+    optimizer.step()
+    optimizer.zero_grad()
+    assert [gradient() for gradient in gradients] == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_the_gradients(dtype: torch.dtype) -> None:
+    """In one read of them, the same for any number of threads, and without overflow."""
+    params = [param.detach().to(dtype).requires_grad_() for param in weights(AROUND_CHUNKS)]
+    optimizer = AdamHC(params, **OPTIONS, clip_norm=1.0, backend="cpu")
+    norms = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        step(optimizer, 0)
+        norms.append(optimizer.grad_norm)
+    exact = torch.cat([param.grad.double().flatten() for param in params]).norm()
+    assert torch.equal(*norms)
+    torch.testing.assert_close(norms[0].double(), exact, rtol=1e-7, atol=0)
+    for param in params:
+        param.grad.fill_(1e25)
+    optimizer.step()
+    assert optimizer.grad_norm.isfinite()
+
+
+def test_the_norm_is_over_all_parameters() -> None:
+    """Those that are left to the reference too."""
+    single, double = weights([1000])[0], weights([30])[0].detach().double().requires_grad_()
+    optimizer = AdamHC([single, double], **OPTIONS, clip_norm=1.0, backend="cpu")
+    step(optimizer, 0)
+    exact = torch.cat([single.grad.double(), double.grad]).norm()
+    torch.testing.assert_close(optimizer.grad_norm.double(), exact, rtol=1e-7, atol=0)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """Untouched memory takes no room: the last element alone is more than a page of zeros."""
+    huge = torch.zeros((1 << 31) + 5, dtype=torch.bfloat16)
+    huge[-1] = 2.0**31
+    assert cpu.abs_means([huge]).item() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_thousands_of_tensors() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from widthwise.kernels import AdamHC
+from widthwise.kernels import SGDC, AdamHC
 
 NAN, INF = math.nan, math.inf
 
@@ -43,6 +45,12 @@ def refusal(text: str) -> Any:
             {"lr": 0.0, "corrected": True},
             "max_lr: must be > 0 if corrected (it defaults to the group's lr), got 0.0",
         ),
+        ({"master_weights": None}, "master_weights: must be True or False, got None"),
+        (
+            {"state_dtype": torch.float16},
+            "state_dtype: must be None or torch.bfloat16, got torch.float16",
+        ),
+        ({"rounding_seed": 0.5}, "rounding_seed: must be an integer, got 0.5"),
         ({"clip_norm": 0.0}, "clip_norm: must be > 0 or None, got 0.0"),
         ({"clip_norm": NAN}, "clip_norm: must be > 0 or None, got nan"),
         (
@@ -55,6 +63,22 @@ def refusal(text: str) -> Any:
 def test_arguments(options: dict[str, Any], text: str) -> None:
     with refusal(text):
         AdamHC([torch.ones(2, requires_grad=True)], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"momentum": 1.0}, "momentum: must be in [0, 1), got 1.0"),
+        ({"momentum": -0.1}, "momentum: must be in [0, 1), got -0.1"),
+        ({"nesterov": True}, "nesterov: must be False without momentum, got True"),
+        ({"nesterov": 1, "momentum": 0.5}, "nesterov: must be True or False, got 1"),
+        ({"weight_decay": -0.1}, "weight_decay: must be finite and >= 0, got -0.1"),
+        ({"state_dtype": torch.int8}, "state_dtype: must be None or torch.bfloat16, got torch.int8"),
+    ],
+)
+def test_arguments_of_sgdc(options: dict[str, Any], text: str) -> None:
+    with refusal(text):
+        SGDC([torch.ones(2, requires_grad=True)], **options)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +97,20 @@ def test_arguments_at_the_edge_are_taken(options: dict[str, Any]) -> None:
     AdamHC([torch.ones(2, requires_grad=True)], **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_parameters(dtype: torch.dtype) -> None:
-    text = (
-        "params: must be float32 or float64, because weight decay rounds to nothing in half precision "
-        f"(keep float32 parameters and compute under torch.autocast), got {dtype} of shape (2, 3)"
-    )
-    with refusal(text):
-        AdamHC([torch.ones(2, 3, dtype=dtype, requires_grad=True)])
+@pytest.mark.parametrize("optimizer", [AdamHC, SGDC])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64, torch.int64])
+def test_parameters_of_other_dtypes(optimizer: Any, dtype: torch.dtype) -> None:
+    with refusal(f"params: must be float32, float64 or bfloat16, got {dtype} of shape (2, 3)"):
+        optimizer([torch.ones(2, 3, dtype=dtype)])
 
 
-def test_complex_parameters() -> None:
-    text = "params: must be float32 or float64, got torch.complex64 of shape (2,)"
+@pytest.mark.usefixtures("lone_process")
+def test_sharded_bfloat16_parameters() -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = distribute_tensor(torch.ones(4, 2, dtype=torch.bfloat16), mesh, [Shard(0)])
+    text = "params: must be float32 or float64 where they are sharded, got torch.bfloat16 of shape (4, 2)"
     with refusal(text):
-        AdamHC([torch.ones(2, dtype=torch.complex64, requires_grad=True)])
+        AdamHC([sharded])
 
 
 def weights_and_optimizer(**options: Any) -> tuple[Tensor, AdamHC]:
@@ -128,7 +152,7 @@ def test_decay_scales_out_of_range(multiplier: float) -> None:
         ({"params": [torch.ones(2)], "huber_c": -1.0}, "huber_c: must be > 0, got -1.0"),
         (
             {"params": [torch.ones(2, dtype=torch.int64)]},
-            "params: must be float32 or float64, got torch.int64 of shape (2,)",
+            "params: must be float32, float64 or bfloat16, got torch.int64 of shape (2,)",
         ),
     ],
 )

@@ -255,6 +255,14 @@ def test_a_state_that_is_not_sharded_as_its_parameter_is_refused(mesh: DeviceMes
         optimizer.step()
 
 
+def test_a_step_without_any_gradient_changes_nothing(mesh: DeviceMesh) -> None:
+    param = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    optimizer = AdamHC([param])
+    optimizer.step()
+    assert (full(param.detach()) == 1).all()
+    assert optimizer.state_dict()["state"] == {}
+
+
 def test_gradients_are_let_go(mesh: DeviceMesh) -> None:
     param = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
     optimizer = AdamHC([param])

@@ -205,12 +205,10 @@ def test_pieces_do_not_show(decay: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.equal(a, b)
 
 
-def _counted(
-    function: Callable[[reference.Batch], None], sizes: list[int]
-) -> Callable[[reference.Batch], None]:
-    def counted(batch: reference.Batch) -> None:
-        sizes.append(len(batch.params))
-        function(batch)
+def _counted(function: Callable[..., None], sizes: list[int]) -> Callable[..., None]:
+    def counted(grads: list[Tensor], *others: Any) -> None:
+        sizes.append(len(grads))
+        function(grads, *others)
 
     return counted
 

@@ -21,6 +21,31 @@ def test_what_is_traced_is_what_real_tensors_keep(precision: Literal["fp32", "bf
         assert traced.activation_bytes(sequences) == real
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_layers_keep_their_inputs_and_one_layers_own(precision: Literal["fp32", "bf16"]) -> None:
+    def traced(depth: int, *, recompute: bool) -> int:
+        config = CONFIG.model_copy(update={"depth": depth})
+        found = footprint(
+            lambda: GPT(config), context=64, vocab_size=256, precision=precision, recompute=recompute
+        )
+        assert len(found.layers) == depth
+        return found.sequence_bytes
+
+    residual = 64 * 32 * 4  # fp32, under autocast too
+    assert traced(4, recompute=True) - traced(3, recompute=True) == pytest.approx(residual, rel=0.05)
+    per_layer = traced(4, recompute=False) - traced(3, recompute=False)
+    assert traced(4, recompute=True) == pytest.approx(
+        traced(4, recompute=False) - 3 * (per_layer - residual), rel=0.05
+    )
+
+
+def test_what_fsdp_gathers_by_hand() -> None:
+    found = footprint(lambda: GPT(CONFIG), context=64, vocab_size=256, precision="bf16")
+    # Grouped queries: 3 d² of attention, 9 d² of SwiGLU in each block; embedding and readout in none.
+    assert found.layers == (12 * 32 * 32,) * 2
+    assert found.gathered == 2 * 256 * 32 + 2 * 12 * 32 * 32
+
+
 def test_a_linear_layers_bytes_by_hand() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

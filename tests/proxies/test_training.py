@@ -277,7 +277,7 @@ def test_a_learning_rate_too_high_diverges_without_an_exception() -> None:
     [
         (lambda _: True, 1),
         (lambda model: model.passes >= 25, 30),
-        (lambda model: not model.training, STEPS),
+        (lambda model: not model.training, STEPS // 2),
         (lambda model: not model.training and model.passes == STEPS, STEPS),
     ],
     ids=["from the start", "from step 25", "in validation", "in the last validation"],
@@ -285,6 +285,26 @@ def test_a_learning_rate_too_high_diverges_without_an_exception() -> None:
 def test_nan_is_divergence(broken: Callable[[nn.Module], bool], steps: int) -> None:
     result = bigrams(Bigrams(broken), options=RunOptions(evaluations=2, validation_batches=2))
     assert (result.status, result.loss, result.steps) == ("diverged", math.inf, steps)
+
+
+def test_a_diverged_run_leaves_its_last_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    options = RunOptions(evaluations=1, validation_batches=2, checkpoint=path, checkpoint_every=3)
+    result = bigrams(Bigrams(lambda model: model.passes >= 22), options=options)
+    # The loss is looked at before each checkpoint, not only at every tenth step.
+    assert (result.status, result.steps) == ("diverged", 24)
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == 21
+    assert state["model"]["weight"].isfinite().all()
+
+
+def test_a_run_told_so_goes_on_through_a_high_loss() -> None:
+    options = RunOptions(evaluations=1, validation_batches=2, abort_on="nan")
+    result = bigrams(lr=1e6, options=options)
+    assert (result.status, result.steps) == ("completed", STEPS)
+    assert 2 * math.log(256) < result.loss < math.inf
+    result = bigrams(Bigrams(lambda model: model.passes >= 25), options=options)
+    assert (result.status, result.steps) == ("diverged", 30)
 
 
 def test_a_run_stopped_where_its_loss_is_nan_has_diverged() -> None:

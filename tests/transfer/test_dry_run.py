@@ -45,7 +45,16 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
     matrices = depth * (4 * d * d + 3 * d * 3 * d)
     parameters = matrices + 2 * vocabulary * d
     assert found["parameters"] == parameters == 7_241_465_856
-    assert found["mesh"] == {"parallel": "ddp", "nodes": 8, "workers": 64, "sequences_per_worker": 16}
+    assert found["mesh"] == {
+        "parallel": "ddp",
+        "nodes": 8,
+        "workers": 64,
+        "shards": 1,
+        "replicas": 64,
+        "passes": 1,
+        "sequences_per_pass": 16,
+        "recompute": False,
+    }
     memory = found["memory_per_worker"]
     activations = memory.pop("activations")
     # fp32: 4 bytes each for weights, gradients and DDP's buckets, 8 for the two moments.
@@ -54,6 +63,7 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "gradients": 4 * parameters,
         "moments": 8 * parameters,
         "buckets": 4 * parameters,
+        "gathered": 0,
         "total": 20 * parameters + activations,
     }
     # Of the 16 sequences, at least each block's inputs and hidden layers in bf16, and the fp32 logits.
@@ -85,6 +95,32 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
     assert rows["readout.weight"]["weight_decay"] == 0
 
 
+@pytest.mark.parametrize(("parallel", "shards"), [("fsdp", 64), ("hsdp", 8)])
+def test_a_sharded_7b_plan_by_hand(
+    capsys: pytest.CaptureFixture[str], recipe: Path, parallel: str, shards: int
+) -> None:
+    options = f"{SEVEN_BILLION} --parallel {parallel} --accumulate 4 --recompute --dry-run --json"
+    found = json.loads(dry_run(capsys, recipe, options)[1])
+    mesh = found["mesh"]
+    assert (mesh["shards"], mesh["replicas"], mesh["sequences_per_pass"]) == (shards, 64 // shards, 4)
+    d, parameters = 4096, 7_241_465_856
+    memory = found["memory_per_worker"]
+    assert parameters % shards == 0
+    assert [memory[name] for name in ("weights", "gradients", "moments", "buckets")] == [
+        4 * parameters // shards,
+        4 * parameters // shards,
+        8 * parameters // shards,
+        0,
+    ]
+    # In bf16: embedding, readout, and two blocks of 13·d².
+    assert memory["gathered"] == 2 * (2 * 32_000 * d + 2 * 13 * d * d)
+    # Each block's input in fp32; the logits in bf16 and their log-probabilities in fp32; one block's own.
+    tokens_at_once = 4 * 2048
+    inputs, logits = tokens_at_once * 32 * d * 4, tokens_at_once * 32_000 * (2 + 4)
+    one_block = tokens_at_once * 40 * d * 2
+    assert 0.9 * (inputs + logits) < memory["activations"] < 1.1 * (inputs + logits + one_block)
+
+
 def test_hours_at_a_throughput_in_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     Recipe(hyperparameters=TUNED, proxy=GPTConfig(), horizon=Horizon(tokens=7_200_000)).save(path)
@@ -109,7 +145,11 @@ def test_the_costs_and_every_parameter_are_printed(
     row = "│ blocks.0.attention.query.weight │ 16,384 │ matrix │ ×2 │ 0.01 │ 0.5657 │"
     assert row in " ".join(printed.split())
     assert "unknown: give --tflops-per-worker or" in printed
-    assert "every worker holds all 0.01 GiB of weights, gradients and moments; shared out," in printed
+    states = (
+        "every worker holds all 0.01 GiB of weights, gradients and moments; with --parallel fsdp, 0.00 GiB"
+    )
+    assert states in printed
+    assert "2 on 1 node(s), ddp; 1 pass(es) of 8 " in " ".join(printed.split())
     assert "matrix: η ∝ 1/w keeps the update's effect" in printed
     status, printed, _ = dry_run(capsys, path, "--width 128 --dry-run --tokens-per-second 2000")
     assert status == 0
@@ -121,6 +161,14 @@ def test_the_costs_and_every_parameter_are_printed(
     ("options", "message"),
     [
         ("--workers 3 --dry-run", "workers: must divide the 1024 sequences of a batch, got 3"),
+        (
+            "--workers 2 --parallel fsdp --diagnostics --dry-run",
+            "diagnostics: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'",
+        ),
+        (
+            "--workers 64 --accumulate 3 --dry-run",
+            "accumulate: must divide the 16 sequences of a worker's share of a batch, got 3",
+        ),
         ("--workers 64 --nodes 5 --dry-run", "nodes: must be >= 1 and divide the 64 workers, got 5"),
         ("--nodes 0 --dry-run", "nodes: must be >= 1 and divide the 1 workers, got 0"),
         ("--tflops-per-worker 0 --dry-run", "tflops_per_worker: must be > 0, got 0"),

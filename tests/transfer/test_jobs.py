@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
-from widthwise.transfer.jobs import Job, visible
+from widthwise.transfer.jobs import Job, Submission, _working_directory, visible
 
 PROXY = GPTConfig(width=32, context=64)
 STEPS = 240
@@ -340,6 +341,30 @@ def test_jobs_are_listed_whole(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ["widthwise-1", "2001-09-09 01:46:40", "running", "running", "/a"],
         ["widthwise-2", "", "failed", "succeeded", rows[1][4]],
     ]
+
+
+def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
+    wheel = tmp_path / "widthwise-9.9.9-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        metadata = "Metadata-Version: 2.1\nName: widthwise\nVersion: 9.9.9\n"
+        file.writestr("widthwise-9.9.9.dist-info/METADATA", metadata)
+        file.writestr(
+            "widthwise/transfer/cli.py", "def main(argv):\n    print('the wheel was given', argv)\n"
+        )
+    submission = Submission(argv=["launch"], out=str(tmp_path), files={}, wheel=wheel)
+    with _working_directory(submission) as folder:
+        job = json.loads((folder / "job.json").read_text())
+        (folder / "job.json").write_text(json.dumps(job | {"version": "9.9.9"}))
+        done = subprocess.run(
+            [sys.executable, "job.py"],
+            cwd=folder,
+            # As a cluster starts it, whose own package is installed and not on a path of an editor's.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.splitlines()[0] == "the wheel was given ['launch']", done.stderr
 
 
 def test_a_cluster_with_another_version_is_told_and_trains_nothing(tmp_path: Path) -> None:

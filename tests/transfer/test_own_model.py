@@ -19,7 +19,7 @@ from widthwise.proxies.runs import RunSpec, run
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, launching
-from widthwise.transfer.launching import LaunchOptions
+from widthwise.transfer.launch_options import LaunchOptions
 from widthwise.transfer.own_model import own_model
 
 # The bottleneck grows with the root of the width: its own multiplier, and so its own learning rate.

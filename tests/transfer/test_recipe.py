@@ -73,7 +73,15 @@ def test_a_saved_recipe_holds_every_field_and_loads_as_it_was(tmp_path: Path) ->
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == recipe
     document = json.loads((tmp_path / "recipe.json").read_text())
-    assert list(document) == ["schema", "hyperparameters", "proxy", "horizon", "evidence", "provenance"]
+    assert list(document) == [
+        "schema",
+        "hyperparameters",
+        "proxy",
+        "horizon",
+        "rule",
+        "evidence",
+        "provenance",
+    ]
     assert set(document["proxy"]) == set(GPTConfig.model_fields)
     assert [one.name for one in tmp_path.iterdir()] == ["recipe.json"]
 

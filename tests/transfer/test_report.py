@@ -428,6 +428,23 @@ def test_the_command_prints_the_path_or_one_json_document(
     assert page.exists()
 
 
+def test_another_programs_folder_is_left_out(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"one": ("result.json", "{}"), "two": ("plan.json", "[1]"), "three": ("trials.jsonl", "1\n")}
+    for name, (file, text) in files.items():
+        (demo / name).mkdir()
+        (demo / name / file).write_text(text)
+    (demo / "one" / "recipe.json").write_text('{"flour": 500}')
+    assert exit_status("report", str(demo)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{demo / 'report.html'}\n"
+    assert captured.err.splitlines() == [
+        f"widthwise: left out: {demo}/one/recipe.json: schema: is required, must be 'widthwise/recipe/1'",
+        f"widthwise: left out: {demo}/three/trials.jsonl: line 1: must be an object",
+        f"widthwise: left out: {demo}/two/plan.json: must be an object, got a list",
+    ]
+    assert exit_status("report", str(demo / "two")) == 2
+
+
 def test_mistakes_are_one_line_each(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -100,7 +100,8 @@ class Demo:
         return save_recipe(result, folder)
 
     def _launch(self, recipe: "Recipe", name: str, console: "Console") -> dict[str, Any]:
-        from widthwise.transfer.launching import LaunchOptions, launch
+        from widthwise.transfer.launch_options import LaunchOptions
+        from widthwise.transfer.launching import launch
 
         console.rule(f"3/4 {name} at width {self.target_width}, rule {RUNS[name]}, {WORKERS} workers")
         plan = recipe.at(width=self.target_width, rule=RUNS[name])

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.sources import source_for
 from widthwise.transfer.commands.target import Target
 
 if TYPE_CHECKING:
-    from widthwise.transfer.launching import LaunchOptions
+    from widthwise.transfer.launch_options import LaunchOptions
     from widthwise.transfer.plan import Plan
-    from widthwise.transfer.recipe import Recipe
 
 # Options that say nothing without another.
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -49,6 +49,8 @@ class Launch(Target):
     """Steps between checkpoints, besides one at every evaluation."""
     keep: int = 2
     """Checkpoints to keep."""
+    abort_on: Literal["divergence", "nan"] = "divergence"
+    """What ends a run as diverged: a loss far above its start, or only one that is not finite."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -109,13 +111,13 @@ class Launch(Target):
             return self._schedule(plan)
         if self.submit is not None:
             return self._send(plan, self.submit)
-        return self._train(plan, self._data(recipe))
+        return self._train(plan, source_for(recipe, self.data))
 
     def _options(self, **given: Any) -> "LaunchOptions":
-        from widthwise.transfer.launching import LaunchOptions
+        from widthwise.transfer.launch_options import LaunchOptions
 
         names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
-        names += ["evaluations", "compile", "diagnostics", "model"]
+        names += ["abort_on", "evaluations", "compile", "diagnostics", "model"]
         settings = {name: getattr(self, name) for name in names}
         return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
 
@@ -131,17 +133,17 @@ class Launch(Target):
 
     def _schedule(self, plan: "Plan") -> int:
         from widthwise.transfer.commands.submitting import manifest
-        from widthwise.transfer.launching import require_division
+        from widthwise.transfer.launch_options import require_possible
 
-        require_division(plan, self._options())
+        require_possible(plan, self._options())
         print(manifest(self), end="")
         return 0
 
     def _send(self, plan: "Plan", dashboard: str) -> int:
         from widthwise.transfer.commands.submitting import submit
-        from widthwise.transfer.launching import require_division
+        from widthwise.transfer.launch_options import require_possible
 
-        require_division(plan, self._options())
+        require_possible(plan, self._options())
         sent = submit(self, plan, dashboard)
         if self.json:
             print(json.dumps(sent))
@@ -187,23 +189,16 @@ class Launch(Target):
             print(f"width {result['width']}, rule {result['rule']}: {outcome}, {result['seconds']:.1f} s")
             print(f"files: {self.out / 'result.json'}, {self.out / 'metrics.jsonl'}")
         if result["status"] != "completed":
-            print(f"widthwise: failed: the run {result['status']} at step {result['steps']}", file=sys.stderr)
+            print(f"widthwise: failed: {self._failure(result)}", file=sys.stderr)
             return 1
         return 0
 
-    def _data(self, recipe: "Recipe") -> str:
-        """Return what was given, or what the recipe was tuned on; says what it is where nothing was given."""
-        if self.data is not None:
-            return self.data
-        tuned_on = (recipe.provenance or {}).get("data")
-        if not isinstance(tuned_on, str):
-            data, why = "python", "the recipe does not say what it was tuned on"
-        elif tuned_on == "python" or Path(tuned_on).exists():
-            data, why = tuned_on, "as the recipe was tuned on"
-        else:
-            data, why = "python", f"{tuned_on}, which the recipe was tuned on, is not here"
-        print(f"widthwise: data: {data} ({why})", file=sys.stderr)
-        return data
+    def _failure(self, result: dict[str, Any]) -> str:
+        from widthwise.transfer.launching import last_checkpoint
+
+        step = last_checkpoint(self.out)
+        kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
+        return f"the run {result['status']} at step {result['steps']}; {kept}"
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""

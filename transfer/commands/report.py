@@ -1,5 +1,6 @@
 """``widthwise report``: one HTML page on a sweep and its target runs."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,10 @@ class Report:
         """Write the page and print where it is."""
         from widthwise.transfer.reporting import report
 
-        written = str(report(self.folder, self.out))
+        def say(reason: str) -> None:
+            print(f"widthwise: left out: {reason}", file=sys.stderr)
+
+        written = str(report(self.folder, self.out, on_left_out=say))
         if self.json:
             from json import dumps
 

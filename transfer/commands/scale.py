@@ -34,7 +34,8 @@ class Scale:
     """Tokens in all; the recipe's if not given."""
     rule: Option[str] = None
     """Scaling rule: fan-sqrt, sp, sp-embedding, mup-coupled, mup-independent, completep, completed-p,
-    qiu-compute-optimal. Or MODULE:FUNCTION, one of your own. fan-sqrt if not given; `widthwise rules` says more."""
+    qiu-compute-optimal. Or MODULE:FUNCTION, one of your own. The recipe's own if not given, or fan-sqrt;
+    `widthwise rules` says more."""
     horizon_rule: str = "none"
     """What another batch size or more tokens change: none, tau-const, power-lines, sde."""
     decay_kinds: Option[str] = None
@@ -83,14 +84,12 @@ class Scale:
         widths, recipe = self._targets(), Recipe.load(self.recipe)
         if self.compare:
             return [plan for width in widths for plan in self._by_every_rule(recipe, width)]
-        return [self._plan(recipe, width, self.rule or "fan-sqrt") for width in widths]
+        return [self._plan(recipe, width, self.rule) for width in widths]
 
     def _by_every_rule(self, recipe: "Recipe", width: int) -> "list[Plan]":
         """Return a plan per rule; those that cannot be had at this target are named on standard error."""
-        from widthwise.transfer.scaling import rules
-
         plans, refused = [], []
-        for name in rules:
+        for name in recipe.rules:
             try:
                 plans.append(self._plan(recipe, width, name))
             except ConfigError as error:
@@ -101,7 +100,7 @@ class Scale:
             print(f"widthwise: left out: {refusal}", file=sys.stderr)
         return plans
 
-    def _plan(self, recipe: "Recipe", width: int, rule: str) -> "Plan":
+    def _plan(self, recipe: "Recipe", width: int, rule: str | None) -> "Plan":
         return recipe.at(
             width=width,
             depth=self.depth,

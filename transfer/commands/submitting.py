@@ -3,6 +3,7 @@
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from widthwise.proxies.references import local_source
 from widthwise.proxies.validation import ConfigError
@@ -64,7 +65,7 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
     if command.address is not None:
         raise ConfigError("address: must not be given together with submit")
     _require_clusters_paths(command)
-    if command.wheel is not None and not (command.wheel.is_file() and command.wheel.suffix == ".whl"):
+    if command.wheel is not None and not is_zipfile(command.wheel):
         raise ConfigError(f"wheel: must be a .whl file, got {str(command.wheel)!r}")
     files = {"recipe.json": command.recipe} | {path.name: path for path in _own_files(command, plan)}
     cluster = Cluster(dashboard, insecure=command.insecure)
@@ -75,7 +76,7 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
 
 def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     """Return what holds the user's own rule and model."""
-    found = local_source(command.rule, Path.cwd()) if ":" in command.rule else []
+    found = local_source(plan.rule, Path.cwd()) if ":" in plan.rule else []
     if command.model is not None:
         from widthwise.transfer.own_model import own_model, sources
 

@@ -28,8 +28,8 @@ class Target:
     """Tokens per optimizer step, over all workers; the recipe's if not given."""
     tokens: Option[int] = None
     """Tokens in all; the recipe's if not given."""
-    rule: str = "fan-sqrt"
-    """Scaling rule, as for `widthwise scale`."""
+    rule: Option[str] = None
+    """Scaling rule, as for `widthwise scale`; the recipe's own if not given, or fan-sqrt."""
     horizon_rule: str = "none"
     """Horizon rule, as for `widthwise scale`."""
     decay_kinds: Option[str] = None

@@ -1,5 +1,6 @@
 """The report: a sweep, its recipe, the plan and the target runs as one HTML page that opens without a network."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
@@ -14,12 +15,15 @@ from widthwise.transfer.reporting.summary import caveat, headline
 __all__ = ["report"]
 
 
-def report(folder: Path, out: Path | None = None) -> Path:
+def report(
+    folder: Path, out: Path | None = None, *, on_left_out: Callable[[str], object] | None = None
+) -> Path:
     """Write the page on what lies in `folder`: a sweep, a target run, or folders of these.
 
     Args:
         folder: also one whose jobs are still running; the page says so.
         out: the page's file; None is ``report.html`` in `folder`.
+        on_left_out: called with the reason for each subfolder whose files are another program's.
 
     Returns:
         Where the page was written.
@@ -28,6 +32,9 @@ def report(folder: Path, out: Path | None = None) -> Path:
         ConfigError: there is nothing to report, a file is damaged, or the page cannot be written.
     """
     contents = read_contents(folder)
+    if on_left_out is not None:
+        for reason in contents.left_out:
+            on_left_out(reason)
     out = folder / "report.html" if out is None else out
     if out.is_dir():
         raise ConfigError(f"out: {out} is a folder, must be a file")

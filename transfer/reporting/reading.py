@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from widthwise.proxies.files import read_json
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import SweepConfig
-from widthwise.transfer.recipe import Recipe
+from widthwise.transfer.recipe import SCHEMA, Recipe
 from widthwise.transfer.reporting.formats import Evidence, Line, MetricsLine, PlanFile, ResultFile, TrialLine
 
 _SWEEP_FILES = ("trials.jsonl", "study.db")
@@ -94,15 +94,16 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Everything reportable in `folder`, by name, the baselines last."""
+    """Everything reportable in `folder`, by name, the baselines last; and why a subfolder was left out."""
 
     folder: Path
     sweeps: list[SweepFolder]
     runs: list[RunFolder]
+    left_out: tuple[str, ...] = ()
 
 
 def read_contents(folder: Path) -> Contents:
-    """Read `folder` and its direct subfolders.
+    """Read `folder` and its direct subfolders, but those whose files are another program's.
 
     Raises:
         ConfigError: there is nothing to report, or a file is damaged.
@@ -113,17 +114,33 @@ def read_contents(folder: Path) -> Contents:
         places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
     except OSError as error:
         raise ConfigError(f"folder: {folder} cannot be read ({error.strerror})") from None
-    sweeps = [_sweep(place) for place in places if _holds(place, _SWEEP_FILES)]
-    runs = [read_run(place) for place in places if _holds(place, _RUN_FILES)]
+    sweeps, runs, left_out = [], [], []
+    for place in places:
+        try:
+            sweeps += [_sweep(place)] if _holds(place, _SWEEP_FILES) else []
+            runs += [read_run(place)] if _holds(place, _RUN_FILES) else []
+        except ConfigError as error:
+            if place == folder or _is_ours(place):
+                raise
+            left_out.append(str(error))
     # What a plan is compared with comes after it.
     runs.sort(key=lambda run: run.rule == BASELINE_RULE)
     if not sweeps and not runs:
         raise ConfigError(f"folder: {folder} holds neither a sweep nor a target run")
-    return Contents(folder=folder, sweeps=sweeps, runs=runs)
+    return Contents(folder=folder, sweeps=sweeps, runs=runs, left_out=tuple(left_out))
 
 
 def _holds(place: Path, names: tuple[str, ...]) -> bool:
     return any((place / name).is_file() for name in names)
+
+
+def _is_ours(place: Path) -> bool:
+    """Tell whether a folder holds a study, or a recipe by its schema: as every sweep and target run does."""
+    try:
+        schema = read_json(place / "recipe.json", "a recipe").get("schema")
+    except ConfigError:
+        schema = None
+    return schema == SCHEMA or (place / "study.db").is_file()
 
 
 def _sweep(place: Path) -> SweepFolder:

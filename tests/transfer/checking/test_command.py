@@ -1,0 +1,150 @@
+"""The command ``widthwise check``: its output, its exit statuses, and its resumption after Ctrl-C."""
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.transfer import Recipe
+from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.measuring import measure
+from widthwise.transfer.checking.running import CheckOptions, CheckResult
+from widthwise.transfer.checking.tables import show
+from widthwise.transfer.cli import main
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a recipe file of a tiny proxy."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.json"
+    Recipe(
+        hyperparameters=Hyperparameters(lr=0.05, weight_decay=4.0, huber_c=2.0),
+        proxy=GPTConfig(width=16, depth=1, head_dim=8, context=32),
+        horizon=Horizon(batch_tokens=256, tokens=256 * 60, schedule="linear"),
+    ).save(path)
+    return path
+
+
+def ran(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(one) for one in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--strict",), 1)])
+def test_a_verdict_is_a_success_unless_it_must_hold(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], status: int
+) -> None:
+    out = tmp_path / "out"
+    assert ran("check", recipe, "--tokens", 2560, "--out", out, *options) == status
+    said = capsys.readouterr()
+    assert said.out.startswith("inconclusive: Σηλ is ")
+    assert said.out.endswith(f"files: {out / 'check.json'}\n")
+    assert said.err == "widthwise: data: python (the recipe does not say what it was tuned on)\n"
+
+
+def test_json_is_the_files_document(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran("check", recipe, "--tokens", 2560, "--out", tmp_path, "--data", "python", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "check.json").read_text())
+    assert printed["verdict"]["outcome"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "line"),
+    [
+        (("--widths", "16,32"), 2, "error: widths: must be three different ones or more, got [16, 32]"),
+        (
+            ("--widths", "16,thirty"),
+            2,
+            "error: widths: must be whole numbers separated by commas, got '16,thirty'",
+        ),
+        (("--output", "x.json"), 2, "error: output: needs --calibrate"),
+        (
+            ("--tokens", 2560, "--calibrate"),
+            1,
+            "failed: calibrate: no exponent of λ can be measured: Σηλ is 0.38 at width 64 and must be >= 1.5: "
+            "weight decay has no time to act; tune the recipe over 11,000 tokens instead of 2,560",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...],
+    status: int,
+    line: str,
+) -> None:
+    before = recipe.read_bytes()
+    assert ran("check", recipe, "--out", tmp_path / "out", "--data", "python", *options) == status
+    assert capsys.readouterr().err == f"widthwise: {line}\n"
+    assert recipe.read_bytes() == before
+
+
+@pytest.mark.parametrize("truth", [{"decay_drift": 0.3}, {"coordinate": 0.5}, {"curvature": 0.0}])
+def test_the_table_has_a_row_per_width_and_the_verdict_last(
+    carried_out: Callable[..., Any], truth: dict[str, float]
+) -> None:
+    runs = carried_out(**truth)
+    measured = measure(runs, base_width=32)
+    result = CheckResult(
+        recipe=Recipe(
+            hyperparameters=Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=2.0),
+            proxy=GPTConfig(width=32),
+            horizon=Horizon(),
+        ),
+        options=CheckOptions(),
+        rule="fan-sqrt",
+        verdict=judge(measured),
+        horizons={},
+        measured=measured,
+        alternatives={},
+        observations=tuple(runs),
+    )
+    screen = StringIO()
+    show(result, Console(file=screen, width=110))
+    lines = screen.getvalue().splitlines()
+    assert [line.split()[0] for line in lines if line.split()[:1] in (["32"], ["64"], ["128"])] == [
+        "32",
+        "64",
+        "128",
+    ]
+    assert lines[-1] == result.verdict.sentence
+    assert any(line.startswith("λ ∝ width to the power of: the rule's 0.50; ") for line in lines)
+
+
+@pytest.mark.ray
+def test_a_check_that_was_interrupted_goes_on(
+    recipe: Path, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    out = tmp_path / "check"
+    command = ("check", recipe, "--rule", "sp", "--data", "python", "--out", out, "--concurrency", 1)
+    first = start(*command)
+    records = out / "runs.jsonl"
+    first.until(lambda: records.exists() and len(records.read_text().splitlines()) >= 2)
+    first.interrupt()
+    status, printed, complaint = first.finish()
+    assert (status, printed) == (130, "")
+    assert complaint.endswith(f"widthwise: stopped; go on with the same command and --resume ({out})\n")
+    kept = [json.loads(line)["key"] for line in records.read_text().splitlines()]
+    assert 2 <= len(kept) < 9
+
+    status, printed, complaint = start(*command, "--resume", "--json").finish()
+    assert status == 0, complaint
+    document = json.loads(printed)
+    assert document["verdict"]["outcome"] == "fails"
+    assert "the parametrisation is broken" in document["verdict"]["sentence"]
+    assert len(document["observations"]) == 9
+    keys = [json.loads(line)["key"] for line in records.read_text().splitlines()]
+    assert keys[: len(kept)] == kept
+    assert len(keys) == len(set(keys)) == 9
+    # More seeds go on with the same folder, and keep what is there.
+    status, printed, complaint = start(*command, "--resume", "--json", "--seeds", 4).finish()
+    assert status == 0, complaint
+    assert len(json.loads(printed)["observations"]) == 12

@@ -1,0 +1,234 @@
+"""The check itself: real training at tiny widths, where a false "holds" is provoked; and what it writes."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.outcome import RunOptions
+from widthwise.proxies.runs import run
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search.grid import Outcome, Run
+from widthwise.search.trial import _measured
+from widthwise.transfer import (
+    CheckOptions,
+    CheckResult,
+    Multipliers,
+    Ratios,
+    Recipe,
+    Scaled,
+    calibrated,
+    rule,
+    scaled,
+)
+from widthwise.transfer.checking import running
+from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.measuring import measure
+from widthwise.transfer.checking.observing import Observation
+from widthwise.transfer.checking.rounds import wanted
+from widthwise.transfer.checking.running import check
+from widthwise.transfer.custom_rule import CustomRule
+
+# λ is high and the runs are short, so that the horizon suffices at little cost.
+RECIPE = Recipe(
+    hyperparameters=Hyperparameters(lr=0.05, weight_decay=4.0, huber_c=2.0, clip_norm=1.0),
+    proxy=GPTConfig(width=16, depth=1, head_dim=8, context=32),
+    horizon=Horizon(batch_tokens=256, tokens=256 * 60, schedule="linear"),
+)
+QUICK = CheckOptions(validation_batches=2)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train one run after the other here: what Ray does with them is tested in tests/search."""
+
+    def run_all(
+        more: Callable[[Mapping[str, Outcome]], Sequence[Run]], out: Path, **_: Any
+    ) -> dict[str, Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        while todo := [one for one in more(outcomes) if one.key not in outcomes]:
+            outcomes |= {one.key: trained(one) for one in todo}
+        return outcomes
+
+    monkeypatch.setattr(running, "run_all", run_all)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(one: Run) -> Outcome:
+    result = run(one.spec, RunOptions(seed=one.seed, **one.options))
+    told = json.loads(json.dumps(_measured(result)), parse_constant=lambda _: None)
+    loss = result.loss if math.isfinite(result.loss) else None
+    status = "diverged" if loss is None else "completed"
+    return Outcome(
+        status=status, loss=loss, tokens=result.tokens, seconds=result.seconds, curve=(), measured=told
+    )
+
+
+@rule("mup-without-readout", source="a mistake that people make")
+def without_readout(ratios: Ratios) -> Scaled:
+    """µP whose logits are not divided by the width."""
+    width = ratios.width
+    return scaled(matrix=Multipliers(lr=1 / width, weight_decay=width**0.5, init_std=width**-0.5))
+
+
+@rule("mup-without-rates", source="a mistake that people make")
+def without_rates(ratios: Ratios) -> Scaled:
+    """µP whose matrices keep their learning rate."""
+    return scaled(
+        matrix=Multipliers(init_std=ratios.width**-0.5), readout=Multipliers(forward=1 / ratios.width)
+    )
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("name", "layer"), [("mup-without-readout", "logits"), ("mup-without-rates", "blocks.0"), ("sp", None)]
+)
+def test_a_broken_parametrisation_fails_after_the_fewest_runs(
+    tmp_path: Path, name: str, layer: str | None
+) -> None:
+    result = check(RECIPE, tmp_path, QUICK.model_copy(update={"rule": name}))
+    assert result.verdict.outcome == "fails"
+    reason = result.verdict.reasons[0]
+    assert reason.check == "coordinates"
+    assert reason.text.endswith("tolerance ±0.1: the parametrisation is broken")
+    assert layer is None or f"the change of {layer} in the first steps follows width^+" in reason.text
+    assert len(result.observations) == 9
+    assert {one.setting.width for one in result.observations} == {16, 32, 64}
+    document = json.loads((tmp_path / "check.json").read_text())
+    assert document["schema"] == "widthwise/check/1"
+    assert document == json.loads(json.dumps(result.as_json()))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_a_sound_parametrisation_changes_does_not_depend_on_the_width() -> None:
+    study = running._Study(RECIPE, QUICK)
+    transferred = wanted(study.design, {})
+    outcomes = {setting.key: trained(study._run(setting)) for setting in transferred}
+    measured = study.result(study.seen(outcomes), None).measured
+    assert measured is not None
+    assert set(measured.coordinate_slopes) == {"embedding", "blocks.0", "logits"}
+    assert all(abs(one.value) < 0.15 for one in measured.coordinate_slopes.values())
+    assert not any(one.beyond(0.1) for one in measured.coordinate_slopes.values())
+    # Every reading of real runs has arrived.
+    assert all(at.top_singular_value and at.kappa and at.rms_ratio for at in measured.widths)
+    assert measured.singular_exponent is not None
+    assert 0.5 < measured.singular_exponent.value < 1.2
+    assert measured.rule_decay_exponent == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_a_decay_that_was_not_tuned_is_no_ground_for_a_verdict(tmp_path: Path) -> None:
+    wrong = {"weight_decay": 16.0, "decay": "l2", "huber_c": None}
+    tuned = RECIPE.hyperparameters.model_copy(update=wrong)
+    longer = RECIPE.horizon.model_copy(update={"tokens": 256 * 200})
+    recipe = RECIPE.model_copy(update={"hyperparameters": tuned, "horizon": longer})
+    verdict = check(recipe, tmp_path, CheckOptions()).verdict
+    assert verdict.outcome == "inconclusive"
+    assert any(one.check == "base" and "λ" in one.text for one in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("lr", "corrected", "steps"),
+    # Linear warm-up over six steps: Σηλ of the first n is ηλ·Σ(t/7)^p, p = 2 where the decay is corrected.
+    [(0.05, True, 3), (0.05, False, 2), (0.005, True, 9), (0.0005, False, 60), (5.0, False, 2)],
+)
+def test_coordinates_count_while_decay_has_done_little(lr: float, corrected: bool, steps: int) -> None:
+    tuned = RECIPE.hyperparameters.model_copy(update={"lr": lr, "corrected": corrected})
+    recipe = RECIPE.model_copy(update={"hyperparameters": tuned})
+    assert running.undecayed_steps(recipe.at(width=16)) == steps
+
+
+def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
+    result = check(RECIPE, tmp_path / "out", CheckOptions(tokens=256 * 10))
+    assert result.verdict.outcome == "inconclusive"
+    assert "weight decay has no time to act; tune the recipe over" in result.verdict.sentence
+    assert (result.measured, result.observations) == (None, ())
+    assert min(result.horizons.values()) == pytest.approx(RECIPE.at(width=64, tokens=256 * 10).decay_horizon)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["check.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [16, 32]}, "widths: must be three different ones or more, got [16, 32]"),
+        ({"widths": [32, 64, 128]}, "widths: must include the recipe's own width 16, got [32, 64, 128]"),
+        ({"widths": [16, 32, 36]}, "width: must be a multiple of head_dim = 8, got 36"),
+        ({"points": 4}, "points: must be odd, the rule's own value in the middle, got 4"),
+        ({"seeds": 0}, "seeds: must be >= 1, got 0"),
+        ({"lr_octaves": 0.0}, "lr_octaves: must be > 0, got 0.0"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_trained(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(RECIPE, tmp_path, CheckOptions.parse(options))
+    assert str(caught.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def result_in(carried_out: Callable[..., list[Observation]]) -> Callable[..., CheckResult]:
+    """Return a function that makes a check's result in the world that the truth makes."""
+
+    def make(recipe: Recipe = RECIPE, checked: str = "fan-sqrt", **truth: float) -> CheckResult:
+        runs = carried_out(**truth)
+        found = measure(runs, base_width=32)
+        return CheckResult(
+            recipe=recipe,
+            options=CheckOptions(),
+            rule=checked,
+            verdict=judge(found),
+            horizons={},
+            measured=found,
+            alternatives={},
+            observations=tuple(runs),
+        )
+
+    return make
+
+
+def test_calibration_writes_the_exponent_that_the_loss_supports(
+    tmp_path: Path, result_in: Callable[..., CheckResult]
+) -> None:
+    recipe = calibrated(result_in(decay_drift=0.3, singular=0.9))
+    recipe.save(tmp_path / "recipe.json")
+    loaded = Recipe.load(tmp_path / "recipe.json")
+    own = loaded.rule
+    assert own is not None
+    assert own.weight_decay_exponent == pytest.approx(0.8, abs=0.1)
+    assert (own.name, own.base) == ("calibrated", "fan-sqrt")
+    assert own.evidence is not None
+    interval = own.evidence["weight_decay_exponent"]
+    assert interval["low"] < 0.8 < interval["high"]
+    # σ₁ has another opinion, and it stands beside.
+    assert own.evidence["exponent_that_keeps_top_singular_values"]["value"] == pytest.approx(0.8, abs=0.1)
+    assert own.evidence["verdict"].startswith("holds: ")
+    assert loaded.at(width=256).kinds["matrix"].weight_decay == pytest.approx(
+        4.0 * 16**own.weight_decay_exponent
+    )
+
+
+def test_a_calibrated_recipe_can_be_calibrated_again(result_in: Callable[..., CheckResult]) -> None:
+    before = CustomRule(name="calibrated", base="mup-coupled", weight_decay_exponent=0.1)
+    recipe = RECIPE.model_copy(update={"rule": before})
+    again = calibrated(result_in(recipe, "calibrated")).rule
+    assert again is not None
+    assert (again.name, again.base) == ("calibrated", "mup-coupled")
+
+
+def test_without_an_optimal_decay_at_every_width_there_is_nothing_to_calibrate(
+    result_in: Callable[..., CheckResult],
+) -> None:
+    with pytest.raises(RunError) as caught:
+        calibrated(result_in(coordinate=0.5))
+    assert str(caught.value).startswith("calibrate: no exponent of λ can be measured: the change of logits")

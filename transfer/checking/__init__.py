@@ -1,0 +1,1 @@
+"""``widthwise check``: does a recipe's transfer hold? Proxies at several widths, statistics, and a verdict."""

@@ -1,0 +1,36 @@
+"""From a check to a recipe's own rule: the exponent of λ that the measured loss supports."""
+
+from widthwise.proxies.validation import RunError
+from widthwise.transfer.checking.running import CheckResult, plain
+from widthwise.transfer.custom_rule import CustomRule
+from widthwise.transfer.recipe import Recipe
+
+NAME = "calibrated"
+
+
+def calibrated(result: CheckResult) -> Recipe:
+    """Return the checked recipe with a rule of its own, in place of any that it had.
+
+    Its exponent is the one that the optimal λ follows over the widths. The evidence has its interval, the
+    exponent that would keep the top singular values instead, and the verdict on the rule that was checked: the
+    calibrated one has not been checked itself.
+
+    Raises:
+        RunError: the optimal λ was not bracketed at every width, so that there is no exponent.
+    """
+    measured = result.measured
+    if measured is None or measured.loss_decay_exponent is None:
+        raise RunError(f"calibrate: no exponent of λ can be measured: {result.verdict.reasons[0].text}")
+    exponent, singular = measured.loss_decay_exponent, measured.singular_decay_exponent
+    recipe, checked = result.recipe, result.rule
+    base = recipe.rule.base if recipe.rule is not None and recipe.rule.name == checked else checked
+    evidence = {
+        "widths": [at.width for at in measured.widths],
+        "seeds": measured.seeds,
+        "weight_decay_exponent": plain(exponent),
+        "exponent_that_keeps_top_singular_values": None if singular is None else plain(singular),
+        "checked_rule": checked,
+        "verdict": result.verdict.sentence,
+    }
+    rule = CustomRule(name=NAME, base=base, weight_decay_exponent=round(exponent.value, 4), evidence=evidence)
+    return recipe.model_copy(update={"rule": rule})

@@ -1,0 +1,259 @@
+"""What a check computes from losses and other measurements: slopes and minima, with intervals from the seeds.
+
+A seed is the unit of evidence: what is computed for each seed alone is averaged, and Student's t over the seeds
+says how far the mean can be trusted. Nothing is assumed of how one seed's losses at neighbouring points hang
+together; they share batches and initialisation, and their errors are far from independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, sqrt
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+
+Vector = NDArray[np.float64]
+Losses = Mapping[float, Mapping[int, float | None]]
+"""Octaves off the rule's own value → seed → validation loss in nats per token; None where the run diverged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number and its confidence interval, whose ends may be infinite."""
+
+    value: float
+    low: float
+    high: float
+
+    def __add__(self, shift: float) -> "Estimate":
+        return Estimate(value=self.value + shift, low=self.low + shift, high=self.high + shift)
+
+    def widened(self, by: float) -> "Estimate":
+        """Return the estimate with both ends moved outwards."""
+        return Estimate(value=self.value, low=self.low - by, high=self.high + by)
+
+    def within(self, bound: float) -> bool:
+        """Return whether the whole interval lies in ±`bound`."""
+        return -bound <= self.low and self.high <= bound
+
+    def beyond(self, bound: float) -> bool:
+        """Return whether the whole interval lies outside ±`bound`, on one side."""
+        return self.low > bound or self.high < -bound
+
+
+def student(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Return Student's two-sided quantile t; infinite without a degree of freedom."""
+    return float(stdtrit(freedom, (1 + confidence) / 2)) if freedom > 0 else inf
+
+
+def mean_over_seeds(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Return the mean and its t-interval; from a single value, an interval without ends."""
+    value, count = fmean(values), len(values)
+    if count < 2:
+        return Estimate(value=value, low=-inf, high=inf)
+    reach = student(count - 1, confidence) * stdev(values) / sqrt(count)
+    return Estimate(value=value, low=value - reach, high=value + reach)
+
+
+def slope(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
+    """Return the least-squares slope of y on x with its t-interval on n - 2 degrees of freedom.
+
+    None where fewer than three different x are given: two points have a slope, but nothing that tests it.
+    """
+    if len(set(x)) < 3:
+        return None
+    across = np.asarray(x) - np.mean(x)
+    spread = float(across @ across)
+    value = float(across @ np.asarray(y)) / spread
+    residuals = np.asarray(y) - np.mean(y) - value * across
+    freedom = len(x) - 2
+    reach = student(freedom, confidence) * sqrt(float(residuals @ residuals) / freedom / spread)
+    return Estimate(value=value, low=value - reach, high=value + reach)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """Where the loss along one line of settings is lowest, and what the transferred setting, at 0, loses to it.
+
+    Attributes:
+        best: the measured offset with the lowest mean loss, in octaves; None where every setting diverged.
+        octaves: the minimum of the fitted parabola; None where it is not bracketed.
+        why: why it is not bracketed; empty where it is.
+        regret: loss at 0 minus loss at the minimum in nats per token, by the parabola over the minimum's interval.
+            Where that is not bracketed, the measured loss at `best` stands in for it, and there is no upper end.
+            None where a seed diverged at 0.
+        curvature: the parabola's second-order coefficient, nats per octave².
+        shift: how far a cubic would move the minimum, octaves; 0 where it is not bracketed.
+        by_seed: each seed's own minimum, linearised about the common one.
+        deviation: standard deviation of the loss over the seeds at `best`; None from one seed.
+    """
+
+    best: float | None
+    octaves: Estimate | None = None
+    why: str = ""
+    regret: Estimate | None = None
+    curvature: float | None = None
+    shift: float = 0.0
+    by_seed: Mapping[int, float] | None = None
+    deviation: float | None = None
+
+
+def find_optimum(losses: Losses, confidence: float = CONFIDENCE) -> Optimum:
+    """Fit a parabola to the losses near the best point, and say where its minimum lies, if that can be said.
+
+    The parabola is fitted to each seed's losses by least squares, in which a point d steps from the best one
+    counts 1/(1 + d⁴): the nearest decide, since no landscape is a parabola far from its minimum. The minimum's
+    interval is Fieller's: every x at which the seeds' slopes, b + 2c·x, cannot be told from zero by a t-test. It is
+    exact for normal errors however few the seeds are, and without ends where the landscape is not convex beyond
+    doubt; the minimum then counts as not bracketed. So it does where its best point has no neighbour with a
+    finite loss on one side, where the fitted minimum lies outside the points measured, and with one seed.
+    What the seeds cannot know is that landscapes are lopsided: the interval is widened on both sides by as much
+    as a cubic, fitted in the same way to four points or more, would move the minimum.
+    """
+    seeds = _common_seeds(losses)
+    means = {x: fmean(loss_at(losses, x, seed) for seed in seeds) for x in _finite(losses)} if seeds else {}
+    if not means:
+        return Optimum(best=None, why="every setting diverged with some seed")
+    best = min(means, key=lambda x: means[x])
+    deviation = stdev(loss_at(losses, best, seed) for seed in seeds) if len(seeds) > 1 else None
+    measured = _lost_to(losses, best, seeds, confidence)
+    # What lies beyond the end of the line may be better still.
+    regret = None if measured is None else replace(measured, high=inf)
+    unfitted = Optimum(best=best, regret=regret, deviation=deviation)
+    reason = _not_bracketed(sorted(means), best, len(seeds))
+    if reason:
+        return replace(unfitted, why=reason)
+    fits = {seed: _polynomial({x: loss_at(losses, x, seed) for x in means}, best, 2) for seed in seeds}
+    return _fitted(unfitted, means, fits, measured, confidence)
+
+
+def _finite(losses: Losses) -> list[float]:
+    """Return the offsets at which no seed diverged."""
+    return [x for x, by_seed in losses.items() if by_seed and None not in by_seed.values()]
+
+
+def _common_seeds(losses: Losses) -> list[int]:
+    """Return the seeds that were run at every offset at which none diverged."""
+    ran = [set(losses[x]) for x in _finite(losses)]
+    return sorted(set.intersection(*ran)) if ran else []
+
+
+def loss_at(losses: Losses, x: float, seed: int) -> float:
+    """Return a loss that is known to be there."""
+    loss = losses[x][seed]
+    assert loss is not None
+    return loss
+
+
+def _not_bracketed(offsets: list[float], best: float, seeds: int) -> str:
+    if seeds < 2:
+        return "one seed says nothing of how far a minimum can be trusted"
+    if len(offsets) < 3:
+        return "fewer than three settings have a loss with every seed"
+    if best == offsets[0]:
+        return "the lowest loss is at the lower end of what was tried"
+    if best == offsets[-1]:
+        return "the lowest loss is at the upper end of what was tried"
+    return ""
+
+
+def _lost_to(losses: Losses, best: float, seeds: list[int], confidence: float) -> Estimate | None:
+    """Return the loss at 0 minus the loss at `best`, paired by seed; None where a seed diverged at 0."""
+    if 0.0 not in _finite(losses):
+        return None
+    return mean_over_seeds([loss_at(losses, 0.0, s) - loss_at(losses, best, s) for s in seeds], confidence)
+
+
+def _polynomial(points: Mapping[float, float], best: float, degree: int) -> Vector:
+    """Return a polynomial's coefficients, the constant first, fitted with the points near `best` above all."""
+    x = np.asarray(sorted(points))
+    y = np.asarray([points[one] for one in x])
+    step = float(np.min(np.abs(x[x != best] - best)))
+    weights = 1 / (1 + ((x - best) / step) ** 4)
+    fitted: Vector = np.polyfit(x, y, degree, w=np.sqrt(weights))[::-1]
+    return fitted
+
+
+def _cubic_shift(means: Mapping[float, float], best: float, minimum: float, c: float) -> float:
+    """Return how far a cubic's minimum lies above the parabola's, to first order; 0 from three points."""
+    if len(means) < 4:
+        return 0.0
+    _, b, c2, c3 = _polynomial(means, best, 3)
+    return -float(b + 2 * c2 * minimum + 3 * c3 * minimum**2) / (2 * c)
+
+
+def _fitted(
+    unfitted: Optimum,
+    means: Mapping[float, float],
+    fits: Mapping[int, Vector],
+    measured: Estimate | None,
+    confidence: float,
+) -> Optimum:
+    """Return the optimum with the parabola's minimum, or with the reason why there is none."""
+    table: Vector = np.asarray(list(fits.values()))
+    c = float(table[:, 2].mean())
+    crossing = fieller(table[:, 1], 2 * table[:, 2], confidence)
+    if c <= 0 or crossing is None:
+        return replace(unfitted, why="the loss does not curve upwards beyond doubt")
+    minimum = crossing.value
+    if not min(means) <= minimum <= max(means):
+        return replace(unfitted, why="the fitted minimum lies outside of what was tried")
+    assert unfitted.best is not None
+    near = abs(unfitted.best) <= min(abs(x - unfitted.best) for x in means if x != unfitted.best)
+    shift = _cubic_shift(means, unfitted.best, minimum, c)
+    octaves = crossing.widened(abs(shift))
+    return replace(
+        unfitted,
+        octaves=octaves,
+        regret=None if measured is None else _regret(octaves, c, measured, near=near),
+        curvature=c,
+        shift=shift,
+        by_seed={
+            seed: minimum - float(b + 2 * c_s * minimum) / (2 * c) for seed, (_, b, c_s) in fits.items()
+        },
+    )
+
+
+def _regret(octaves: Estimate, c: float, measured: Estimate, *, near: bool) -> Estimate:
+    """Return what is lost at 0 where the minimum is at x: c·x² over the interval of x.
+
+    Where 0 is not `near` the best point, no parabola can be trusted to reach it: the measured difference takes its
+    place. A loss that the measured difference does not show is never claimed.
+    """
+    ends = sorted((c * octaves.low**2, c * octaves.high**2))
+    low = 0.0 if octaves.low <= 0 <= octaves.high else ends[0]
+    return Estimate(
+        value=c * octaves.value**2 if near else measured.value,
+        low=max(0.0, min(low, measured.low)),
+        high=ends[1] if near else max(ends[1], measured.high),
+    )
+
+
+def fieller(intercepts: Vector, slopes: Vector, confidence: float = CONFIDENCE) -> Estimate | None:
+    """Return where the mean of the lines intercept + slope·x crosses zero, with Fieller's interval.
+
+    Args:
+        intercepts: of each seed's line, shape (seeds,).
+        slopes: of each seed's line, shape (seeds,).
+        confidence: of the interval.
+
+    Returns:
+        None where the interval is not bounded: the mean slope cannot be told from zero.
+    """
+    count = len(slopes)
+    if count < 2:
+        return None
+    b, c = float(intercepts.mean()), float(slopes.mean())
+    covariance = np.cov(intercepts, slopes) * student(count - 1, confidence) ** 2 / count
+    # (b + c·x)² <= t²·Var(b + c·x), a quadratic inequality in x.
+    square, linear, rest = c * c - covariance[1, 1], b * c - covariance[0, 1], b * b - covariance[0, 0]
+    if square <= 0:
+        return None
+    root = sqrt(max(0.0, linear * linear - square * rest))
+    return Estimate(
+        value=-b / c, low=float(-linear - root) / float(square), high=float(-linear + root) / float(square)
+    )

@@ -1,0 +1,340 @@
+"""What a check measures, as pure functions of its observations: optima, drifts, exponents, coordinates.
+
+Definitions follow from the sources named beside them; widths are compared on a log₂ scale, so that a slope is
+"octaves per doubling of the width" or an exponent.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log2, sqrt
+from statistics import fmean
+
+import numpy as np
+
+from widthwise.transfer.checking.fitting import (
+    CONFIDENCE,
+    Estimate,
+    Losses,
+    Optimum,
+    find_optimum,
+    loss_at,
+    mean_over_seeds,
+    slope,
+)
+from widthwise.transfer.checking.observing import Observation, line
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtWidth:
+    """What was measured at one width, at the transferred setting but for the two optima.
+
+    Attributes:
+        width: of the model.
+        lr, weight_decay: the matrices' η and λ by the rule.
+        loss: mean validation loss in nats per token; None where a seed diverged.
+        diverged: seeds that diverged.
+        lr_optimum: along η, with λ as the rule has it; None before that line was run.
+        decay_optimum: along λ, with η as the rule has it; None before that line was run.
+        top_singular_value: geometric mean over matrices and seeds, or None.
+        kappa: κ̂ of the matrices, or None.
+        corrected_decay: λ·κ̂ at the base width / κ̂ here, which keeps the decay that acts, or None.
+        rms_ratio, update_ratio: measured over the law of pure noise, or None.
+        coordinates: layer → geometric mean of the change of its output over steps and seeds.
+    """
+
+    width: int
+    lr: float
+    weight_decay: float
+    loss: float | None
+    diverged: int
+    lr_optimum: Optimum | None
+    decay_optimum: Optimum | None
+    top_singular_value: float | None
+    kappa: float | None
+    corrected_decay: float | None
+    rms_ratio: float | None
+    update_ratio: float | None
+    coordinates: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good a transfer is, in the three numbers of arXiv 2605.21486, with definitions of our own.
+
+    The paper's are over many widths and parametrisations; these are what one check can say.
+
+    Attributes:
+        fit: how well a power law fits the optimum over widths: standard error of log₂ of the optimal η about its
+            line in log₂ width, octaves.
+        robustness: what an error of the extrapolated η costs: loss one octave off the optimum at the largest
+            width, nats per token.
+        penalty: what the parametrisation loses at the largest width: the transferred point's loss above the
+            optimum along η, and above the one along λ, in sum, nats per token.
+    """
+
+    fit: float
+    robustness: float
+    penalty: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything a check measures; None where the data do not say.
+
+    Attributes:
+        base_width: where the recipe was tuned.
+        widths: by width, ascending.
+        seeds: seeds that every transferred setting was run with.
+        deviation: standard deviation of the loss over seeds at each width's best η, pooled over the widths.
+        lr_drift: drift of the optimal η off the rule's, octaves per doubling of the width.
+        decay_drift: likewise of λ.
+        coordinate_slopes: layer → exponent of the change of its output in width; 0 under µP.
+        singular_exponent: p of σ₁ ∝ √(η/λ)·d^p.
+        rule_decay_exponent: of λ in width, by the rule.
+        singular_decay_exponent: 2p - 1, which keeps σ₁ where η ∝ 1/d.
+        loss_decay_exponent: the one that the optimal λ follows: the rule's plus `decay_drift`.
+        kappa_exponent: of κ̂ in width; λ ∝ d^(minus it) on top of the rule keeps the decay that acts.
+        quality: the three numbers.
+    """
+
+    base_width: int
+    widths: tuple[AtWidth, ...]
+    seeds: int
+    deviation: float | None
+    lr_drift: Estimate | None
+    decay_drift: Estimate | None
+    coordinate_slopes: Mapping[str, Estimate]
+    singular_exponent: Estimate | None
+    rule_decay_exponent: float | None
+    singular_decay_exponent: Estimate | None
+    loss_decay_exponent: Estimate | None
+    kappa_exponent: Estimate | None
+    quality: Quality | None
+
+    @property
+    def base(self) -> AtWidth:
+        """The width at which the recipe was tuned."""
+        return next(one for one in self.widths if one.width == self.base_width)
+
+    @property
+    def largest(self) -> AtWidth:
+        """The largest width."""
+        return self.widths[-1]
+
+
+def measure(
+    observations: Sequence[Observation], *, base_width: int, confidence: float = CONFIDENCE
+) -> Measured:
+    """Return all that the observations say; `base_width` must be among them at the transferred setting."""
+    transferred = [one for one in observations if one.setting.is_transferred]
+    widths = sorted({one.setting.width for one in transferred})
+    steps = _common_steps(transferred)
+    kappas = {width: _mean(_at(transferred, width), lambda one: one.kappa) for width in widths}
+    at = tuple(
+        _at_width(observations, width, kappas[base_width], kappas[width], steps, confidence)
+        for width in widths
+    )
+    p = _run_slope(transferred, _singular_factor, confidence)
+    rule_exponent = _rule_exponent(at)
+    lr_drift = _drift(at, lambda one: one.lr_optimum, confidence)
+    decay_drift = _drift(at, lambda one: one.decay_optimum, confidence)
+    return Measured(
+        base_width=base_width,
+        widths=at,
+        seeds=min(len({one.setting.seed for one in _at(transferred, width)}) for width in widths),
+        deviation=_pooled_deviation(at),
+        lr_drift=lr_drift,
+        decay_drift=decay_drift,
+        coordinate_slopes=_coordinate_slopes(transferred, steps, confidence),
+        singular_exponent=p,
+        rule_decay_exponent=rule_exponent,
+        singular_decay_exponent=None
+        if p is None
+        else Estimate(value=2 * p.value - 1, low=2 * p.low - 1, high=2 * p.high - 1),
+        loss_decay_exponent=None
+        if decay_drift is None or rule_exponent is None
+        else decay_drift + rule_exponent,
+        kappa_exponent=_run_slope(transferred, lambda one: _log2(one.kappa), confidence),
+        quality=_quality(at),
+    )
+
+
+def decay_difference(losses: Losses, octaves: float, confidence: float = CONFIDENCE) -> Estimate | None:
+    """Return the loss at a λ `octaves` off the rule's minus the loss at the rule's, in nats per token.
+
+    Between measured points each seed's loss is interpolated linearly; beyond them nothing is said, and None
+    is returned, as where a seed diverged at the rule's own λ.
+    """
+    finite = sorted(x for x, by_seed in losses.items() if None not in by_seed.values())
+    if 0.0 not in finite or not finite[0] <= octaves <= finite[-1]:
+        return None
+    seeds = set.intersection(*(set(losses[x]) for x in finite))
+    curves = [[loss_at(losses, x, seed) for x in finite] for seed in sorted(seeds)]
+    differences = [np.interp(octaves, finite, y) - np.interp(0.0, finite, y) for y in curves]
+    return mean_over_seeds([float(one) for one in differences], confidence)
+
+
+def _at_width(
+    observations: Sequence[Observation],
+    width: int,
+    base_kappa: float | None,
+    kappa: float | None,
+    steps: Mapping[str, Sequence[int]],
+    confidence: float,
+) -> AtWidth:
+    runs = [one for one in _at(observations, width) if one.setting.is_transferred]
+    losses = [one.loss for one in runs if one.loss is not None]
+    weight_decay = runs[0].weight_decay
+    followed = [one for one in runs if one.coordinates]
+    logs = {layer: [_coordinate(one, layer, steps) for one in followed] for layer in steps if followed}
+    singular = _mean(runs, _log_singular_value)
+    return AtWidth(
+        width=width,
+        lr=runs[0].lr,
+        weight_decay=weight_decay,
+        loss=fmean(losses) if len(losses) == len(runs) else None,
+        diverged=len(runs) - len(losses),
+        lr_optimum=_optimum(line(observations, width, "lr"), confidence),
+        decay_optimum=_optimum(line(observations, width, "decay"), confidence),
+        top_singular_value=None if singular is None else 2**singular,
+        kappa=kappa,
+        corrected_decay=weight_decay * base_kappa / kappa if base_kappa and kappa else None,
+        rms_ratio=_mean(runs, lambda one: one.rms_ratio),
+        update_ratio=_mean(runs, lambda one: one.update_ratio),
+        coordinates={layer: 2 ** fmean(values) for layer, values in logs.items()},
+    )
+
+
+def _at(observations: Iterable[Observation], width: int) -> list[Observation]:
+    return [one for one in observations if one.setting.width == width]
+
+
+def _optimum(losses: Losses, confidence: float) -> Optimum | None:
+    """Return the line's optimum; None where nothing but the transferred setting was run."""
+    return find_optimum(losses, confidence) if len(losses) > 1 else None
+
+
+Reading = Callable[[Observation], float | None]
+
+
+def _mean(runs: Iterable[Observation], reading: Reading) -> float | None:
+    known = [value for value in map(reading, runs) if value is not None]
+    return fmean(known) if known else None
+
+
+def _run_slope(runs: Iterable[Observation], reading: Reading, confidence: float) -> Estimate | None:
+    """Return the slope of a reading in log₂ width; a run is one point, however many matrices it has."""
+    points = [(log2(one.setting.width), reading(one)) for one in runs]
+    known = [(x, y) for x, y in points if y is not None]
+    return slope([x for x, _ in known], [y for _, y in known], confidence)
+
+
+def _log2(value: float | None) -> float | None:
+    return log2(value) if value else None
+
+
+def _log_singular_value(run: Observation) -> float | None:
+    values = [log2(value) for value in run.top_singular_values.values()]
+    return fmean(values) if values else None
+
+
+def _singular_factor(run: Observation) -> float | None:
+    """Return log₂ of σ₁/√(η/λ): what σ₁ ∝ √(η/λ)·d^p (arXiv 2510.15262) leaves for the width."""
+    singular = _log_singular_value(run)
+    if singular is None or not (run.lr and run.weight_decay):
+        return None
+    return singular - log2(run.lr / run.weight_decay) / 2
+
+
+def _rule_exponent(at: Sequence[AtWidth]) -> float | None:
+    """Return the rule's exponent of λ in width, from its own values."""
+    if len(at) < 2 or not all(one.weight_decay for one in at):
+        return None
+    x, y = [log2(one.width) for one in at], [log2(one.weight_decay) for one in at]
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def _drift(
+    at: Sequence[AtWidth], which: Callable[[AtWidth], Optimum | None], confidence: float
+) -> Estimate | None:
+    """Return the slope of the seeds' minima in log₂ width; None unless every width's minimum is bracketed.
+
+    As a minimum's own, the interval is widened by as much as cubics in place of parabolas would change the slope.
+    """
+    points: list[tuple[float, float, float]] = []
+    for one in at:
+        optimum = which(one)
+        if optimum is None or optimum.by_seed is None:
+            return None
+        points += [(log2(one.width), minimum, optimum.shift) for minimum in optimum.by_seed.values()]
+    x, minima, shifts = ([point[place] for point in points] for place in range(3))
+    drift, change = slope(x, minima, confidence), slope(x, shifts)
+    return None if drift is None or change is None else drift.widened(abs(change.value))
+
+
+def _pooled_deviation(at: Sequence[AtWidth]) -> float | None:
+    optima = [one.lr_optimum for one in at if one.lr_optimum is not None]
+    known = [one.deviation for one in optima if one.deviation is not None]
+    return sqrt(fmean(value**2 for value in known)) if known else None
+
+
+def _common_steps(runs: Sequence[Observation]) -> dict[str, list[int]]:
+    """Return layer → the steps at which its output had changed in every run.
+
+    Behind a readout that starts at zero, nothing but the logits changes in the first step.
+    """
+    known = [one for one in runs if one.coordinates]
+    steps: dict[str, list[int]] = {}
+    for layer in known[0].coordinates if known else ():
+        changes = [one.coordinates[layer] for one in known]
+        common = range(min(map(len, changes)))
+        moved = [step for step in common if all(change[step] > 0 for change in changes)]
+        if moved:
+            steps[layer] = moved
+    return steps
+
+
+def _coordinate(run: Observation, layer: str, steps: Mapping[str, Sequence[int]]) -> float:
+    return fmean(log2(run.coordinates[layer][step]) for step in steps[layer])
+
+
+def _coordinate_slopes(
+    runs: Sequence[Observation], steps: Mapping[str, Sequence[int]], confidence: float
+) -> dict[str, Estimate]:
+    """Return the exponent of each layer's change in width (the coordinate check of arXiv 2203.03466, appendix D).
+
+    The layers share the confidence: with Bonferroni's correction, all intervals hold together.
+    """
+    slopes: dict[str, Estimate] = {}
+    for layer in steps:
+        shared = 1 - (1 - confidence) / len(steps)
+        found = _run_slope(
+            (one for one in runs if one.coordinates),
+            lambda one, layer=layer: _coordinate(one, layer, steps),  # type: ignore[misc]
+            shared,
+        )
+        if found is not None:
+            slopes[layer] = found
+    return slopes
+
+
+def _quality(at: Sequence[AtWidth]) -> Quality | None:
+    optima = [one.lr_optimum for one in at]
+    decay = at[-1].decay_optimum
+    if len(at) < 3 or any(one is None or one.octaves is None for one in optima):
+        return None
+    last = optima[-1]
+    assert last is not None
+    assert last.curvature is not None
+    if last.regret is None:
+        return None
+    x = [log2(one.width) for one in at]
+    # log₂ of the optimal η itself: the rule's is a power of the width, which leaves the residuals alone.
+    y = [one.octaves.value for one in optima if one is not None and one.octaves is not None]
+    residuals = np.asarray(y) - np.polyval(np.polyfit(x, y, 1), x)
+    lost = 0.0 if decay is None or decay.regret is None else decay.regret.value
+    return Quality(
+        fit=sqrt(float(residuals @ residuals) / (len(at) - 2)),
+        robustness=last.curvature,
+        penalty=last.regret.value + lost,
+    )

@@ -1,0 +1,119 @@
+"""``widthwise check``: train proxies at several widths and say whether a recipe's transfer holds."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.listing import whole_numbers
+from widthwise.transfer.commands.options import Option
+
+if TYPE_CHECKING:
+    from widthwise.transfer.checking.running import CheckOptions, CheckResult
+    from widthwise.transfer.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Train proxies at several widths; says whether the transfer holds, fails or is inconclusive, and why."""
+
+    recipe: Positional[Path]
+    """Recipe file, as `widthwise sweep` writes it."""
+    widths: Option[str] = None
+    """Three widths or more, separated by commas, the recipe's among them [that one, 2 and 4 times it]."""
+    seeds: int = 3
+    """Runs of every setting; fewer than three are never enough."""
+    seed: int = 0
+    """The first seed."""
+    rule: Option[str] = None
+    """Scaling rule to check, as for `widthwise scale`."""
+    tokens: Option[int] = None
+    """Tokens of every run; the recipe's if not given."""
+    lr_octaves: float = 1.0
+    """Steps between the values of η that are tried, as log2."""
+    decay_octaves: float = 1.0
+    """Steps between the values of λ that are tried, as log2."""
+    points: int = 5
+    """Values of each to begin with, an odd number; lines are extended where the lowest loss is at an end."""
+    data: Option[str] = None
+    """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
+    'python' where that is unknown or gone."""
+    out: Path = Path("widthwise-check")
+    """Folder for check.json and the runs' records."""
+    address: Option[str] = None
+    """Ray cluster, host:port or auto; a local Ray if not given."""
+    concurrency: Option[int] = None
+    """Runs at a time [one per core, or per GPU]."""
+    gpus_per_trial: Option[float] = None
+    """Share of a GPU per run [1 where there is a GPU]."""
+    resume: bool = False
+    """Go on with the check in the folder; also with more seeds, other widths or more values."""
+    calibrate: bool = False
+    """Write the exponent of λ that the measured loss supports into the recipe, as its own rule `calibrated`."""
+    output: Option[Path] = None
+    """Where --calibrate writes; RECIPE itself if not given."""
+    strict: bool = False
+    """Exit with status 1 unless the transfer holds."""
+    json: bool = False
+    """Print check.json's document."""
+
+    def run(self) -> int:
+        """Check, print what was found, and calibrate where asked to."""
+        from widthwise.search.executing import Placement
+        from widthwise.transfer.checking.running import check
+        from widthwise.transfer.recipe import Recipe
+
+        if self.output is not None and not self.calibrate:
+            raise ConfigError("output: needs --calibrate")
+        recipe = Recipe.load(self.recipe)
+        placement = Placement(
+            address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
+        )
+        try:
+            result = check(recipe, self.out, self._options(recipe), resume=self.resume, placement=placement)
+        except KeyboardInterrupt:
+            print(
+                f"widthwise: stopped; go on with the same command and --resume ({self.out})", file=sys.stderr
+            )
+            return 130
+        self._print(result)
+        if self.calibrate:
+            self._calibrate(result)
+        return 1 if self.strict and result.verdict.outcome != "holds" else 0
+
+    def _options(self, recipe: "Recipe") -> "CheckOptions":
+        from widthwise.transfer.checking.running import CheckOptions
+        from widthwise.transfer.commands.sources import source_for
+
+        names = ("seeds", "seed", "rule", "tokens", "lr_octaves", "decay_octaves", "points")
+        given = {name: getattr(self, name) for name in names}
+        widths = None if self.widths is None else whole_numbers("widths", self.widths)
+        return CheckOptions.parse({**given, "widths": widths, "data": source_for(recipe, self.data)})
+
+    def _print(self, result: "CheckResult") -> None:
+        if self.json:
+            print(json.dumps(result.as_json()))
+            return
+        from rich.console import Console
+
+        from widthwise.transfer.checking.tables import show
+
+        # A row per width needs up to 100 columns: rather long lines than numbers cut short.
+        show(result, Console(width=max(100, Console().width)))
+        print(f"files: {self.out / 'check.json'}")
+
+    def _calibrate(self, result: "CheckResult") -> None:
+        from widthwise.transfer.checking.calibrating import calibrated
+
+        recipe, path = calibrated(result), self.output or self.recipe
+        recipe.save(path)
+        assert recipe.rule is not None
+        exponent = recipe.rule.weight_decay_exponent
+        print(
+            f"widthwise: {path} has a rule of its own now, {recipe.rule.name!r}: λ ∝ width^{exponent:.3g}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,49 @@
+"""A rule that a recipe brings along: a published one with another exponent of λ, measured by ``widthwise check``."""
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from widthwise.proxies.config import Kind
+from widthwise.proxies.validation import Record
+from widthwise.transfer.rulebook import Ratios, Rule, Scaled, find_rule, look_up
+from widthwise.transfer.scaling import rules
+
+
+class CustomRule(Record):
+    """A scaling rule that stands in a recipe.
+
+    Attributes:
+        name: what ``--rule`` and ``Recipe.at(rule=…)`` take; none of the registered rules' names.
+        base: the registered rule that it follows in all but the matrices' λ.
+        weight_decay_exponent: λ of the matrices ∝ w to this power, w the ratio of widths.
+        evidence: what it was measured on, or None.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$")
+    base: str = "fan-sqrt"
+    weight_decay_exponent: float
+    evidence: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "CustomRule":
+        if self.name in rules:
+            raise ValueError(f"name: must not be a registered rule's, got {self.name!r}")
+        look_up("base", self.base, rules)
+        return self
+
+    def as_rule(self) -> Rule:
+        """Return the rule itself."""
+        base, exponent = find_rule(self.base), self.weight_decay_exponent
+        summary = f"{self.base} with λ ∝ w^{exponent:.3g} on matrices"
+
+        def function(ratios: Ratios) -> Scaled:
+            outcome = base(ratios)
+            # What the base rule makes of depth, batch size and tokens stays.
+            unwidened = base(replace(ratios, width=1.0)).kinds["matrix"].weight_decay
+            matrix = replace(outcome.kinds["matrix"], weight_decay=unwidened * ratios.width**exponent)
+            why: dict[Kind, str] = {**outcome.why, "matrix": f"as {self.base}, but λ ∝ w^{exponent:.3g}"}
+            return replace(outcome, kinds={**outcome.kinds, "matrix": matrix}, why=why)
+
+        return Rule(self.name, "this recipe", summary, function)

@@ -1,0 +1,75 @@
+"""How a target run is carried out, and which of these ways a plan allows."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from widthwise.proxies.config import Seed
+from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
+from widthwise.proxies.parallel import require_whole
+from widthwise.proxies.validation import ConfigError, Record
+from widthwise.transfer.plan import Plan
+
+
+class LaunchOptions(Record):
+    """How a target run is carried out.
+
+    Attributes:
+        data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
+        seed: decides initialisation and batches.
+        workers: workers that share every batch.
+        parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it, ``hsdp`` parts on
+            the workers of each node, and replicas of them across nodes.
+        accumulate: passes forward and backward for each worker's share of a batch.
+        recompute: whether activations are computed again in the backward pass, which saves their memory.
+        checkpoint_every: steps between checkpoints, besides one at every evaluation.
+        keep: checkpoints to keep.
+        abort_on: ``divergence`` ends a run whose loss rises far above its start, ``nan`` only one whose loss is
+            not finite.
+        evaluations: validation passes, evenly spaced.
+        validation_batches: batches of each pass.
+        compile: whether to ``torch.compile`` the model.
+        diagnostics: whether every evaluation measures `Diagnostics`, for ``metrics.jsonl``.
+        module_decay: how λ is shared out among modules; None is evenly.
+        model: ``MODULE:FUNCTION`` that returns a model from tokens to logits of a given width, in place of the
+            recipe's GPT; the module may lie in the current folder.
+    """
+
+    data: str = "python"
+    seed: Seed = 0
+    workers: int = Field(1, ge=1)
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    accumulate: int = Field(1, ge=1)
+    recompute: bool = False
+    checkpoint_every: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+    abort_on: Literal["divergence", "nan"] = "divergence"
+    evaluations: int = Field(10, ge=1)
+    validation_batches: int = Field(8, ge=1)
+    compile: bool = False
+    diagnostics: bool = False
+    module_decay: ModuleDecay | None = None
+    model: str | None = None
+
+
+def require_possible(plan: Plan, options: LaunchOptions) -> int:
+    """Return the sequences of a batch, where a run of `plan` can be carried out so; data are not looked at.
+
+    Raises:
+        ConfigError: the workers, or their passes, do not share a batch evenly, or something that needs whole
+            tensors is asked of a sharded model.
+    """
+    for name in ("diagnostics", "module_decay"):
+        if getattr(options, name):
+            require_whole(name, options.parallel)
+    if isinstance(options.module_decay, AdaDecay):
+        tuned = plan.recipe.hyperparameters
+        options.module_decay.require(tuned.decay, tuned.threshold)
+    sequences = plan.horizon.sequences(plan.model.context)
+    if sequences % options.workers:
+        raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
+    share = sequences // options.workers
+    if share % options.accumulate:
+        rule = f"must divide the {share} sequences of a worker's share of a batch"
+        raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
+    return sequences
