@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import random
 import signal
 import tempfile
 from collections.abc import Callable
@@ -188,6 +189,44 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     recipes = [Recipe.load(folder / "recipe.json") for folder in (out, undisturbed)]
     assert recipes[0].hyperparameters == recipes[1].hyperparameters
     assert recipes[0].evidence == recipes[1].evidence
+
+
+def reports(out: Path) -> int:
+    """Return how many evaluations the driver has heard of."""
+    return sum(len(trial.intermediate_values) for trial in trials(out))
+
+
+def victims(running: Any, name: str) -> list[int]:
+    pids = {pid: command for pid, command in running.processes().items() if name in command}
+    return list(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(
+    start: Callable[..., Any], undisturbed: Path, real_text: Path, tmp_path: Path
+) -> None:
+    out, kills, chance = tmp_path / "sweep", 20, random.Random(20)
+    running, spared = start(*sweep_of(real_text), "--out", out), True
+    for _ in range(kills):
+        goal = reports(out) + chance.randint(1, 3)
+        running.until(lambda goal=goal: reports(out) >= goal)
+        name = chance.choice(["ray::ImplicitFunc", "raylet/raylet", "driver"])
+        # A trial may lose its worker twice in a session: no worker is killed again.
+        if name == "driver" or (name.startswith("ray::") and not spared):
+            running.kill()
+        else:
+            for pid in victims(running, name):
+                os.kill(pid, signal.SIGKILL)
+            if name.startswith("ray::"):
+                spared = False
+                continue
+            running.process.wait(60)
+            running.require_gone(but="Agent")
+        running, spared = start("sweep", "--resume", "--out", out), True
+    status, _, said = running.finish()
+    assert status == 0, said
+    assert outcomes(out) == outcomes(undisturbed)
 
 
 def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(

@@ -1,0 +1,197 @@
+"""What samplers, stopping and the fitted minimum are worth, on real sweeps of a small proxy.
+
+    python benchmarks/samplers.py sweep TEXT OUT [WAY…]  # sweeps by WAYS over SEEDS, resumable, a folder each
+    python benchmarks/samplers.py fit OUT                # the fitted minimum of each, and its luckiest trial
+    python benchmarks/samplers.py judge TEXT OUT         # both trained with fresh seeds
+    python benchmarks/samplers.py replay OUT             # ASHA by other rules, on the curves of what nothing stopped
+
+Results: docs/results/search/samplers.md.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from widthwise.proxies import GPTConfig, Horizon
+from widthwise.proxies.config import Hyperparameters
+from widthwise.proxies.runs import RunSpec, base_settings
+from widthwise.search import SweepConfig, sweep
+from widthwise.search.fitting import Fit, Tried, fit_minimum
+from widthwise.search.grid import Placement, Run, run_all
+
+MODEL = GPTConfig(width=32, context=64)
+HORIZON = Horizon(batch_tokens=1024, tokens=1024 * 150)
+SEEDS, FRESH = range(5), (900_001, 900_002, 900_003)
+WAYS: dict[str, dict[str, Any]] = {
+    "random": {"sampler": "random", "prune": False},
+    "tpe": {"sampler": "tpe", "prune": False},
+    "tpe-asha": {"sampler": "tpe", "prune": True},
+}
+# Orders in which the trials of a sweep are replayed.
+ORDERS = 20
+
+Record = Mapping[str, Any]
+
+
+def run_sweeps(text: str, out: Path, ways: Sequence[str]) -> None:
+    for seed, way in product(SEEDS, ways):
+        config = SweepConfig(
+            model=MODEL,
+            horizon=HORIZON,
+            data=text,
+            trials=24,
+            finalists=2,
+            seeds=2,
+            seed=1000 * seed,
+            concurrency=2,
+            evaluations=15,
+            validation_batches=4,
+            **WAYS[way],
+        )
+        folder = out / f"{way}-{seed}"
+        result = sweep(config, folder, resume=(folder / "study.db").exists(), show_progress=False)
+        tokens = sum(record["tokens"] for record in result.records)
+        print(f"{way} {seed}: {result.best.score:.4f} nats, {tokens:,} tokens", flush=True)
+
+
+def proposals(folder: Path) -> list[Record]:
+    records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    return [one for one in records if one["confirms"] is None and not one.get("fitted")]
+
+
+def fitted(trials: Sequence[Record]) -> tuple[Fit, Record]:
+    """Return the fit through the trials that completed, and the luckiest of them."""
+    completed = [one for one in trials if one["status"] == "completed"]
+    fit = fit_minimum([Tried(loss=one["loss"], **one["hyperparameters"]) for one in completed])
+    return fit, min(completed, key=lambda one: one["loss"])
+
+
+def show_fits(out: Path) -> None:
+    for folder in sorted(out.glob("*-[0-9]")):
+        fit, luckiest = fitted(proposals(folder))
+        found = fit.problem or (fit.parameters(), fit.lr_interval, fit.weight_decay_interval, fit.residual)
+        print(folder.name, fit.trials, found, "luckiest:", luckiest["hyperparameters"], luckiest["loss"])
+
+
+def judge(text: str, out: Path) -> None:
+    points: dict[str, dict[str, Any]] = {}
+    for folder in sorted(out.glob("*-[0-9]")):
+        fit, luckiest = fitted(proposals(folder))
+        if fit.problem is None:
+            points[f"{folder.name}-luckiest"] = luckiest["hyperparameters"]
+            points[f"{folder.name}-fitted"] = fit.parameters()
+    runs = [fresh_run(name, point, seed) for name, point in points.items() for seed in FRESH]
+    outcomes = run_all(
+        lambda _: runs,
+        out / "judged",
+        config=points,
+        data=text,
+        resume=(out / "judged" / "runs.db").exists(),
+        placement=Placement(concurrency=2),
+        show_progress=False,
+    )
+    for name in points:
+        losses = [outcomes[f"{name}-{seed}"].loss for seed in FRESH]
+        print(name, losses, fmean(loss if loss is not None else np.inf for loss in losses))
+
+
+def fresh_run(name: str, point: dict[str, Any], seed: int) -> Run:
+    hyperparameters = Hyperparameters(**point, clip_norm=1.0)
+    spec = RunSpec(
+        model=MODEL,
+        base_width=MODEL.width,
+        horizon=HORIZON,
+        hyperparameters=hyperparameters,
+        settings=base_settings(hyperparameters),
+        data="",
+    )
+    options = {"evaluations": 1, "validation_batches": 4}
+    return Run(key=f"{name}-{seed}", spec=spec, seed=seed, options=options)
+
+
+def replay(
+    trials: Sequence[Record], first: float, reduction: int, spared: int, apart: bool
+) -> tuple[int, list[Record]]:
+    """Return the tokens that ASHA would have spent, and the trials that it would not have stopped.
+
+    Args:
+        trials: in their order; each is told before the next begins.
+        first: the first rung, a share of the steps; the others follow by `reduction`.
+        reduction: one in so many goes on from a rung.
+        spared: trials of each form of decay that are never stopped.
+        apart: whether trials are compared with those of their own form of decay alone.
+    """
+    rungs: dict[Any, list[float]] = {}
+    tokens, kept = 0, []
+    for trial in trials:
+        decay = trial["hyperparameters"]["decay"]
+        free = sum(one["hyperparameters"]["decay"] == decay for one in kept) < spared
+        share, rung = 1.0, first
+        for step, loss in trial["curve"]:
+            if step < rung * HORIZON.steps or step >= HORIZON.steps or trial["status"] == "diverged":
+                continue
+            others = rungs.setdefault((rung, decay if apart else None), [])
+            others.append(loss)
+            rung *= reduction
+            if loss > sorted(others)[max(len(others) // reduction - 1, 0)] and not free:
+                share = step / HORIZON.steps
+                break
+        tokens += round(share * trial["tokens"])
+        if share == 1 and trial["status"] == "completed":
+            kept.append(trial)
+    return tokens, kept
+
+
+def show_replays(out: Path) -> None:
+    folders = [folder for way in ("random", "tpe") for folder in sorted(out.glob(f"{way}-[0-9]"))]
+    sweeps = [proposals(folder) for folder in folders]
+    generator = np.random.default_rng(0)
+    print(
+        "first rung | reduction | spared | forms apart | tokens | regret, mean and worst | best kept"
+        " | completed | of the rarer form"
+    )
+    for apart, reduction, spared, first in product(
+        (False, True), (2, 3), (0, 3), (1 / 8, 1 / 4, 1 / 3, 1 / 2)
+    ):
+        rows = []
+        for trials in sweeps:
+            best = min(one["loss"] for one in trials if one["status"] == "completed")
+            whole = sum(one["tokens"] for one in trials)
+            for _ in range(ORDERS):
+                order = [trials[index] for index in generator.permutation(len(trials))]
+                tokens, kept = replay(order, first, reduction, spared, apart)
+                regret = min(one["loss"] for one in kept) - best
+                forms = [
+                    sum(one["hyperparameters"]["decay"] == form for one in kept) for form in ("huber", "l2")
+                ]
+                rows.append((tokens / whole, regret, float(regret == 0), len(kept), min(forms)))
+        share, regret, same, completed, rarer = np.mean(rows, axis=0)
+        worst = max(row[1] for row in rows)
+        print(
+            f"{first:.3f} | {reduction} | {spared} | {apart} | {share:.2f} | {regret:.4f}, {worst:.3f}"
+            f" | {same:.2f} | {completed:.1f} | {rarer:.1f}"
+        )
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["sweep", text, out, *ways]:
+            run_sweeps(text, Path(out), ways or list(WAYS))
+        case ["fit", out]:
+            show_fits(Path(out))
+        case ["judge", text, out]:
+            judge(text, Path(out))
+        case ["replay", out]:
+            show_replays(Path(out))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
