@@ -27,6 +27,7 @@ class Design:
         steps: octaves between neighbouring values of η, and of λ.
         points: values of each to begin with, an odd number: as many above the rule's own as below.
         limit: octaves beyond which a line is not extended in search of its minimum.
+        full: whether to go on where the verdict stands already.
     """
 
     base_width: int
@@ -35,6 +36,7 @@ class Design:
     steps: Mapping[Axis, float] = field(default_factory=lambda: dict.fromkeys(AXES, 1.0))
     points: int = 5
     limit: float = 4.0
+    full: bool = False
 
     def offsets(self, axis: Axis) -> list[float]:
         """Return the octaves off the rule's own value that every line begins with."""
@@ -51,7 +53,7 @@ def wanted(design: Design, seen: Seen) -> list[Setting]:
         missing = [setting for setting in stage if setting not in seen]
         if missing:
             return sorted(missing, key=lambda one: (-one.width, one.seed, one.lr_octaves, one.decay_octaves))
-        if _is_settled(design, seen):
+        if not design.full and _is_settled(design, seen):
             return []
     return []
 

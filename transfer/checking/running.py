@@ -33,7 +33,6 @@ SCHEMA: Literal["widthwise/check/1"] = "widthwise/check/1"
 MOST_DECAY = 0.1
 # Two evaluations: the last one is the result, and the one before it shows that a run is alive.
 _EVALUATIONS = 2
-_VALIDATION_BATCHES = 16
 
 
 class CheckOptions(Record):
@@ -50,6 +49,7 @@ class CheckOptions(Record):
         decay_octaves: likewise of λ.
         points: how many values of each to begin with, an odd number.
         validation_batches: of every evaluation.
+        full: whether to train all of it even where the verdict stands already.
     """
 
     widths: tuple[int, ...] | None = None
@@ -62,6 +62,7 @@ class CheckOptions(Record):
     decay_octaves: float = Field(1.0, gt=0)
     points: int = Field(5, ge=3)
     validation_batches: int = Field(16, ge=1)
+    full: bool = False
 
     @model_validator(mode="after")
     def _sensible(self) -> "CheckOptions":
@@ -164,6 +165,7 @@ class _Study:
             seeds=tuple(range(options.seed, options.seed + options.seeds)),
             steps={"lr": options.lr_octaves, "decay": options.decay_octaves},
             points=options.points,
+            full=options.full,
         )
 
     def plan(self, setting: Setting) -> Plan:

@@ -52,6 +52,8 @@ class Check:
     """Share of a GPU per run [1 where there is a GPU]."""
     resume: bool = False
     """Go on with the check in the folder; also with more seeds, other widths or more values."""
+    full: bool = False
+    """Train everything, for all the numbers, even where the verdict stands already."""
     calibrate: bool = False
     """Write the exponent of λ that the measured loss supports into the recipe, as its own rule `calibrated`."""
     output: Option[Path] = None
@@ -89,7 +91,7 @@ class Check:
         from widthwise.transfer.checking.running import CheckOptions
         from widthwise.transfer.commands.sources import source_for
 
-        names = ("seeds", "seed", "rule", "tokens", "lr_octaves", "decay_octaves", "points")
+        names = ("seeds", "seed", "rule", "tokens", "lr_octaves", "decay_octaves", "points", "full")
         given = {name: getattr(self, name) for name in names}
         widths = None if self.widths is None else whole_numbers("widths", self.widths)
         return CheckOptions.parse({**given, "widths": widths, "data": source_for(recipe, self.data)})

@@ -50,6 +50,14 @@ def test_nothing_is_run_once_the_verdict_stands(
     assert {one.setting.width for one in runs} == {32, 64, 128}
 
 
+def test_a_full_design_is_carried_out_even_where_the_verdict_stands(
+    design: MakeDesign, carried_out: CarriedOut
+) -> None:
+    broken = carried_out(design(full=True), coordinate=0.5)
+    assert {one.setting for one in broken} == {one.setting for one in carried_out()}
+    assert len(broken) == 81
+
+
 def test_the_order_in_which_runs_end_changes_nothing(
     design: MakeDesign, carried_out: CarriedOut, world: Any
 ) -> None:
