@@ -49,7 +49,7 @@ class CheckOptions(Record):
         decay_octaves: likewise of λ.
         points: how many values of each to begin with, an odd number.
         validation_batches: of every evaluation.
-        full: whether to train all of it even where the verdict stands already.
+        full: whether to train all of it even where the verdict stands already, by the horizon too.
     """
 
     widths: tuple[int, ...] | None = None
@@ -138,7 +138,7 @@ def check(
     """
     study = _Study(recipe, options or CheckOptions())
     early = gate(study.horizons, study.tokens)
-    seen = {} if early else study.run(out, resume, placement, show_progress)
+    seen = {} if early and not study.options.full else study.run(out, resume, placement, show_progress)
     result = study.result(seen, early)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "check.json", result.as_json())
@@ -208,11 +208,10 @@ class _Study:
         observations = list(seen.values())
         measured = measure(observations, base_width=self.design.base_width) if seen else None
         others = alternatives(self.plans[max(self.plans)], observations) if seen else {}
-        if measured is not None:
+        verdict = early
+        if verdict is None:
+            assert measured is not None
             verdict = judge(measured, better_rule(others))
-        else:
-            assert early is not None
-            verdict = early
         return CheckResult(
             recipe=self.recipe,
             options=self.options,

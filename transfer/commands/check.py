@@ -53,7 +53,7 @@ class Check:
     resume: bool = False
     """Go on with the check in the folder; also with more seeds, other widths or more values."""
     full: bool = False
-    """Train everything, for all the numbers, even where the verdict stands already."""
+    """Train everything, for all the numbers, even where the verdict stands already, by the horizon too."""
     calibrate: bool = False
     """Write the exponent of λ that the measured loss supports into the recipe, as its own rule `calibrated`."""
     output: Option[Path] = None

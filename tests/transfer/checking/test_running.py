@@ -156,6 +156,15 @@ def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["check.json"]
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_full_check_measures_but_the_horizon_keeps_its_word(tmp_path: Path) -> None:
+    short = QUICK.model_copy(update={"tokens": 256 * 10, "seeds": 1, "points": 3, "full": True})
+    result = check(RECIPE, tmp_path, short)
+    assert (result.verdict.outcome, result.verdict.reasons[0].check) == ("inconclusive", "horizon")
+    assert result.measured is not None
+    assert {one.setting.width for one in result.observations} == {16, 32, 64}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
