@@ -2,10 +2,11 @@
 
 A seed is the unit of evidence: what is computed for each seed alone is averaged, and Student's t over the seeds
 says how far the mean can be trusted. Nothing is assumed of how one seed's losses at neighbouring points hang
-together; they share batches and initialisation, and their errors are far from independent.
+together; they share batches and initialisation, and their errors are far from independent. What the widths may
+share is how much the seeds scatter: three seeds at one width say little of that, at three widths enough.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 from statistics import fmean, stdev
@@ -102,23 +103,60 @@ class Optimum:
     deviation: float | None = None
 
 
-def find_optimum(losses: Losses, confidence: float = CONFIDENCE) -> Optimum:
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """How the seeds' parabolas scatter about their mean.
+
+    Attributes:
+        covariance: of a parabola's slope at the best point and of twice its curvature, shape (2, 2).
+        freedom: degrees of freedom that it was estimated with.
+    """
+
+    covariance: Vector
+    freedom: int
+
+
+def pooled_scatter(lines: Iterable[Losses]) -> Scatter | None:
+    """Return the scatter that the seeds' parabolas have in common along several lines; None where none has a fit.
+
+    Each line counts with its degrees of freedom. The steps between settings should be the same along all of them.
+    """
+    tables = [table for table in map(_bracketed_parabolas, lines) if table is not None]
+    freedom = sum(len(table) - 1 for table in tables)
+    if not freedom:
+        return None
+    sums = [np.cov(table[:, 1], 2 * table[:, 2]) * (len(table) - 1) for table in tables]
+    return Scatter(covariance=np.sum(sums, axis=0) / freedom, freedom=freedom)
+
+
+def _bracketed_parabolas(losses: Losses) -> Vector | None:
+    """Return each seed's parabola, shape (seeds, 3); None where the best point is at an end."""
+    means = _means(losses)
+    best = min(means, key=lambda x: means[x], default=0.0)
+    if _not_bracketed(sorted(means), best, len(_common_seeds(losses))):
+        return None
+    return _parabolas(losses, means, best)
+
+
+def find_optimum(
+    losses: Losses, confidence: float = CONFIDENCE, *, scatter: Scatter | None = None
+) -> Optimum:
     """Fit a parabola to the losses near the best point, and say where its minimum lies, if that can be said.
 
     The parabola is fitted to each seed's losses by least squares, in which a point d steps from the best one
     counts 1/(1 + d⁴): the nearest decide, since no landscape is a parabola far from its minimum. The minimum's
     interval is Fieller's: every x at which the seeds' slopes, b + 2c·x, cannot be told from zero by a t-test. It is
     exact for normal errors however few the seeds are, and without ends where the landscape is not convex beyond
-    doubt; the minimum then counts as not bracketed. So it does where its best point has no neighbour with a
+    doubt; the minimum then counts as not bracketed. With a `scatter` pooled over several lines, which must hold for
+    this one too, it is much narrower. So it does where its best point has no neighbour with a
     finite loss on one side, where the fitted minimum lies outside the points measured, and with one seed.
     What the seeds cannot know is that landscapes are lopsided: the interval is widened on both sides by as much
     as a cubic, fitted in the same way to four points or more, would move the minimum.
     """
-    seeds = _common_seeds(losses)
-    means = {x: fmean(loss_at(losses, x, seed) for seed in seeds) for x in _finite(losses)} if seeds else {}
+    means = _means(losses)
     if not means:
         return Optimum(best=None, why="every setting diverged with some seed")
-    best = min(means, key=lambda x: means[x])
+    seeds, best = _common_seeds(losses), min(means, key=lambda x: means[x])
     deviation = stdev(loss_at(losses, best, seed) for seed in seeds) if len(seeds) > 1 else None
     measured = _lost_to(losses, best, seeds, confidence)
     # What lies beyond the end of the line may be better still.
@@ -127,8 +165,36 @@ def find_optimum(losses: Losses, confidence: float = CONFIDENCE) -> Optimum:
     reason = _not_bracketed(sorted(means), best, len(seeds))
     if reason:
         return replace(unfitted, why=reason)
-    fits = {seed: _polynomial({x: loss_at(losses, x, seed) for x in means}, best, 2) for seed in seeds}
-    return _fitted(unfitted, means, fits, measured, confidence)
+    crossing, table = _crossing(losses, means, best, scatter, confidence)
+    if crossing is None:
+        return replace(unfitted, why="the loss does not curve upwards beyond doubt")
+    if not min(means) <= crossing.value <= max(means):
+        return replace(unfitted, why="the fitted minimum lies outside of what was tried")
+    return _fitted(unfitted, means, dict(zip(seeds, table, strict=True)), crossing, measured)
+
+
+def _means(losses: Losses) -> dict[float, float]:
+    """Return the mean loss at every offset at which no seed diverged."""
+    seeds = _common_seeds(losses)
+    return {x: fmean(loss_at(losses, x, seed) for seed in seeds) for x in _finite(losses)} if seeds else {}
+
+
+def _crossing(
+    losses: Losses, means: Mapping[float, float], best: float, scatter: Scatter | None, confidence: float
+) -> tuple[Estimate | None, Vector]:
+    """Return where the seeds' mean slope crosses zero, None where that cannot be told, and their parabolas."""
+    table = _parabolas(losses, means, best)
+    crossing = fieller(table[:, 1], 2 * table[:, 2], confidence, scatter)
+    if crossing is None or table[:, 2].mean() <= 0:
+        return None, table
+    return crossing + best, table
+
+
+def _parabolas(losses: Losses, offsets: Iterable[float], best: float) -> Vector:
+    """Return each seed's parabola in octaves off the best point, the constant first, shape (seeds, 3)."""
+    local = {x: x - best for x in offsets}
+    rows = [{local[x]: loss_at(losses, x, seed) for x in local} for seed in _common_seeds(losses)]
+    return np.asarray([_polynomial(row, 2) for row in rows])
 
 
 def _finite(losses: Losses) -> list[float]:
@@ -168,12 +234,12 @@ def _lost_to(losses: Losses, best: float, seeds: list[int], confidence: float) -
     return mean_over_seeds([loss_at(losses, 0.0, s) - loss_at(losses, best, s) for s in seeds], confidence)
 
 
-def _polynomial(points: Mapping[float, float], best: float, degree: int) -> Vector:
-    """Return a polynomial's coefficients, the constant first, fitted with the points near `best` above all."""
+def _polynomial(points: Mapping[float, float], degree: int) -> Vector:
+    """Return a polynomial's coefficients, the constant first, fitted with the points near 0 above all."""
     x = np.asarray(sorted(points))
     y = np.asarray([points[one] for one in x])
-    step = float(np.min(np.abs(x[x != best] - best)))
-    weights = 1 / (1 + ((x - best) / step) ** 4)
+    step = float(np.min(np.abs(x[x != 0])))
+    weights = 1 / (1 + (x / step) ** 4)
     fitted: Vector = np.polyfit(x, y, degree, w=np.sqrt(weights))[::-1]
     return fitted
 
@@ -182,30 +248,26 @@ def _cubic_shift(means: Mapping[float, float], best: float, minimum: float, c: f
     """Return how far a cubic's minimum lies above the parabola's, to first order; 0 from three points."""
     if len(means) < 4:
         return 0.0
-    _, b, c2, c3 = _polynomial(means, best, 3)
-    return -float(b + 2 * c2 * minimum + 3 * c3 * minimum**2) / (2 * c)
+    x = minimum - best
+    _, b, c2, c3 = _polynomial({one - best: loss for one, loss in means.items()}, 3)
+    return -float(b + 2 * c2 * x + 3 * c3 * x**2) / (2 * c)
 
 
 def _fitted(
     unfitted: Optimum,
     means: Mapping[float, float],
-    fits: Mapping[int, Vector],
+    parabolas: Mapping[int, Vector],
+    crossing: Estimate,
     measured: Estimate | None,
-    confidence: float,
 ) -> Optimum:
-    """Return the optimum with the parabola's minimum, or with the reason why there is none."""
-    table: Vector = np.asarray(list(fits.values()))
-    c = float(table[:, 2].mean())
-    crossing = fieller(table[:, 1], 2 * table[:, 2], confidence)
-    if c <= 0 or crossing is None:
-        return replace(unfitted, why="the loss does not curve upwards beyond doubt")
-    minimum = crossing.value
-    if not min(means) <= minimum <= max(means):
-        return replace(unfitted, why="the fitted minimum lies outside of what was tried")
-    assert unfitted.best is not None
-    near = abs(unfitted.best) <= min(abs(x - unfitted.best) for x in means if x != unfitted.best)
-    shift = _cubic_shift(means, unfitted.best, minimum, c)
+    """Return the optimum with the parabola's minimum, which lies at the crossing."""
+    best = unfitted.best
+    assert best is not None
+    c = fmean(float(row[2]) for row in parabolas.values())
+    near = abs(best) <= min(abs(x - best) for x in means if x != best)
+    shift = _cubic_shift(means, best, crossing.value, c)
     octaves = crossing.widened(abs(shift))
+    off = crossing.value - best
     return replace(
         unfitted,
         octaves=octaves,
@@ -213,7 +275,8 @@ def _fitted(
         curvature=c,
         shift=shift,
         by_seed={
-            seed: minimum - float(b + 2 * c_s * minimum) / (2 * c) for seed, (_, b, c_s) in fits.items()
+            seed: crossing.value - float(b + 2 * c_s * off) / (2 * c)
+            for seed, (_, b, c_s) in parabolas.items()
         },
     )
 
@@ -233,22 +296,27 @@ def _regret(octaves: Estimate, c: float, measured: Estimate, *, near: bool) -> E
     )
 
 
-def fieller(intercepts: Vector, slopes: Vector, confidence: float = CONFIDENCE) -> Estimate | None:
+def fieller(
+    intercepts: Vector, slopes: Vector, confidence: float = CONFIDENCE, scatter: Scatter | None = None
+) -> Estimate | None:
     """Return where the mean of the lines intercept + slope·x crosses zero, with Fieller's interval.
 
     Args:
         intercepts: of each seed's line, shape (seeds,).
         slopes: of each seed's line, shape (seeds,).
         confidence: of the interval.
+        scatter: covariance of a line's intercept and slope; None estimates it from these lines alone.
 
     Returns:
         None where the interval is not bounded: the mean slope cannot be told from zero.
     """
     count = len(slopes)
-    if count < 2:
-        return None
+    if scatter is None:
+        if count < 2:
+            return None
+        scatter = Scatter(covariance=np.cov(intercepts, slopes), freedom=count - 1)
     b, c = float(intercepts.mean()), float(slopes.mean())
-    covariance = np.cov(intercepts, slopes) * student(count - 1, confidence) ** 2 / count
+    covariance = scatter.covariance * student(scatter.freedom, confidence) ** 2 / count
     # (b + c·x)² <= t²·Var(b + c·x), a quadratic inequality in x.
     square, linear, rest = c * c - covariance[1, 1], b * c - covariance[0, 1], b * b - covariance[0, 0]
     if square <= 0:

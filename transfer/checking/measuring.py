@@ -16,12 +16,14 @@ from widthwise.transfer.checking.fitting import (
     Estimate,
     Losses,
     Optimum,
+    Scatter,
     find_optimum,
     loss_at,
     mean_over_seeds,
+    pooled_scatter,
     slope,
 )
-from widthwise.transfer.checking.observing import Observation, line
+from widthwise.transfer.checking.observing import AXES, Axis, Observation, line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,9 @@ def measure(
     widths = sorted({one.setting.width for one in transferred})
     steps = _common_steps(transferred)
     kappas = {width: _mean(_at(transferred, width), lambda one: one.kappa) for width in widths}
+    scatter = {axis: pooled_scatter(line(observations, width, axis) for width in widths) for axis in AXES}
     at = tuple(
-        _at_width(observations, width, kappas[base_width], kappas[width], steps, confidence)
+        _at_width(observations, width, kappas[base_width], kappas[width], steps, scatter, confidence)
         for width in widths
     )
     p = _run_slope(transferred, _singular_factor, confidence)
@@ -180,6 +183,7 @@ def _at_width(
     base_kappa: float | None,
     kappa: float | None,
     steps: Mapping[str, Sequence[int]],
+    scatter: Mapping[Axis, Scatter | None],
     confidence: float,
 ) -> AtWidth:
     runs = [one for one in _at(observations, width) if one.setting.is_transferred]
@@ -194,8 +198,8 @@ def _at_width(
         weight_decay=weight_decay,
         loss=fmean(losses) if len(losses) == len(runs) else None,
         diverged=len(runs) - len(losses),
-        lr_optimum=_optimum(line(observations, width, "lr"), confidence),
-        decay_optimum=_optimum(line(observations, width, "decay"), confidence),
+        lr_optimum=_optimum(line(observations, width, "lr"), scatter["lr"], confidence),
+        decay_optimum=_optimum(line(observations, width, "decay"), scatter["decay"], confidence),
         top_singular_value=None if singular is None else 2**singular,
         kappa=kappa,
         corrected_decay=weight_decay * base_kappa / kappa if base_kappa and kappa else None,
@@ -209,9 +213,9 @@ def _at(observations: Iterable[Observation], width: int) -> list[Observation]:
     return [one for one in observations if one.setting.width == width]
 
 
-def _optimum(losses: Losses, confidence: float) -> Optimum | None:
+def _optimum(losses: Losses, scatter: Scatter | None, confidence: float) -> Optimum | None:
     """Return the line's optimum; None where nothing but the transferred setting was run."""
-    return find_optimum(losses, confidence) if len(losses) > 1 else None
+    return find_optimum(losses, confidence, scatter=scatter) if len(losses) > 1 else None
 
 
 Reading = Callable[[Observation], float | None]

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 _KEY = re.compile(r"width(\d+)_lr(.+)_decay(.+)_seed(\d+)")
 
 Axis = Literal["lr", "decay"]
+AXES: tuple[Axis, ...] = ("lr", "decay")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from widthwise.transfer.checking.fitting import Losses
 from widthwise.transfer.checking.judging import judge
 from widthwise.transfer.checking.measuring import measure
-from widthwise.transfer.checking.observing import Axis, Observation, Setting, line
-
-AXES: tuple[Axis, ...] = ("lr", "decay")
+from widthwise.transfer.checking.observing import AXES, Axis, Observation, Setting, line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,11 @@ from scipy import optimize, stats
 from widthwise.transfer.checking.fitting import (
     Estimate,
     Losses,
+    Optimum,
     fieller,
     find_optimum,
     mean_over_seeds,
+    pooled_scatter,
     slope,
     student,
 )
@@ -95,6 +97,39 @@ def test_the_interval_of_a_minimum_covers_the_truth(
     if seeds >= 3 and noise < 0.01:
         assert len(found) >= 0.9 * len(optima)
         assert np.median([one.high - one.low for one in found]) < 1.2
+
+
+def test_scatter_in_common_makes_intervals_narrower_and_they_still_cover_the_truth() -> None:
+    generator, minima = np.random.default_rng(1), (-0.4, 0.1, 0.6)
+    alone, pooled, covered = [], [], 0
+    for _ in range(100):
+        truths = [lambda x, at=at: 0.02 * (x - at) ** 2 for at in minima]  # type: ignore[misc]
+        lines = [drawn(truth, 3, 0.008, generator) for truth in truths]
+        scatter = pooled_scatter(lines)
+        for at, losses in zip(minima, lines, strict=True):
+            alone.append(reach(find_optimum(losses)))
+            pooled.append(reach(found := find_optimum(losses, scatter=scatter)))
+            covered += found.octaves is None or found.octaves.low <= at <= found.octaves.high
+    assert covered >= 0.92 * 300
+    assert np.median(pooled) < 0.75 * np.median(alone)
+    assert pooled.count(inf) < 0.5 * alone.count(inf)
+
+
+def reach(found: Optimum) -> float:
+    return inf if found.octaves is None else found.octaves.high - found.octaves.low
+
+
+def test_scatter_is_the_mean_covariance_of_the_seeds_parabolas() -> None:
+    def line(spread: float, best: float) -> Losses:
+        tilts = {0: -spread, 1: 0.0, 2: spread}
+        return {x: {seed: (x - best) ** 2 + tilt * (x - best) for seed, tilt in tilts.items()} for x in GRID}
+
+    end = {x: dict.fromkeys(range(3), x) for x in GRID}
+    scatter = pooled_scatter([line(0.1, 0.0), line(0.2, 1.0), end])
+    assert scatter is not None
+    assert scatter.freedom == 4
+    np.testing.assert_allclose(scatter.covariance, [[(0.1**2 + 0.2**2) / 2, 0], [0, 0]], atol=1e-12)
+    assert pooled_scatter([end]) is None
 
 
 def test_each_seed_has_a_minimum_of_its_own() -> None:
