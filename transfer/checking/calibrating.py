@@ -20,7 +20,9 @@ def calibrated(result: CheckResult) -> Recipe:
     """
     measured = result.measured
     if measured is None or measured.loss_decay_exponent is None:
-        raise RunError(f"calibrate: no exponent of λ can be measured: {result.verdict.reasons[0].text}")
+        reasons = result.verdict.reasons
+        own = (one.text for one in reasons if one.check == "drift" and "optimal λ" in one.text)
+        raise RunError(f"calibrate: no exponent of λ can be measured: {next(own, reasons[0].text)}")
     exponent, singular = measured.loss_decay_exponent, measured.singular_decay_exponent
     recipe, checked = result.recipe, result.rule
     base = recipe.rule.base if recipe.rule is not None and recipe.rule.name == checked else checked

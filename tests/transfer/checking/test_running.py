@@ -238,6 +238,10 @@ def test_a_calibrated_recipe_can_be_calibrated_again(result_in: Callable[..., Ch
 def test_without_an_optimal_decay_at_every_width_there_is_nothing_to_calibrate(
     result_in: Callable[..., CheckResult],
 ) -> None:
+    head = "calibrate: no exponent of λ can be measured"
     with pytest.raises(RunError) as caught:
         calibrated(result_in(coordinate=0.5))
-    assert str(caught.value).startswith("calibrate: no exponent of λ can be measured: the change of logits")
+    assert str(caught.value).startswith(f"{head}: the change of logits in the first steps")
+    with pytest.raises(RunError) as caught:
+        calibrated(result_in(curvature=0.0))
+    assert str(caught.value).startswith(f"{head}: how the optimal λ moves is open: at width ")
