@@ -244,4 +244,4 @@ def test_without_an_optimal_decay_at_every_width_there_is_nothing_to_calibrate(
     assert str(caught.value).startswith(f"{head}: the change of logits in the first steps")
     with pytest.raises(RunError) as caught:
         calibrated(result_in(curvature=0.0))
-    assert str(caught.value).startswith(f"{head}: how the optimal λ moves is open: at width 32, ")
+    assert str(caught.value).startswith(f"{head}: how the optimal λ moves is open: at width ")
