@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.transfer import Recipe
+from widthwise.transfer.checking.alternatives import alternatives
+from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation, Setting
 from widthwise.transfer.checking.rounds import Design, wanted
+from widthwise.transfer.checking.running import CheckOptions, CheckResult
 
 BASE = 32
 
@@ -107,3 +113,29 @@ def carried_out(design: Callable[..., Design]) -> Callable[..., list[Observation
         return list(seen.values())
 
     return carry_out
+
+
+@pytest.fixture(scope="session")
+def checked(carried_out: Callable[..., list[Observation]]) -> Callable[..., CheckResult]:
+    """Return a function that makes the result of a check by ``fan-sqrt`` in the world that the truth makes."""
+
+    def make(plan: Design | None = None, **truth: Any) -> CheckResult:
+        runs = carried_out(plan, **truth)
+        recipe = Recipe(
+            hyperparameters=Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=2.0),
+            proxy=GPTConfig(width=BASE),
+            horizon=Horizon(),
+        )
+        measured = measure(runs, base_width=BASE)
+        return CheckResult(
+            recipe=recipe,
+            options=CheckOptions(),
+            rule="fan-sqrt",
+            verdict=judge(measured),
+            horizons={BASE: 2.0},
+            measured=measured,
+            alternatives=alternatives(recipe.at(width=128), runs),
+            observations=tuple(runs),
+        )
+
+    return make
