@@ -9,6 +9,9 @@ from widthwise.proxies.config import Kind
 
 Status = Literal["completed", "stopped", "diverged"]
 
+SAMPLED_STEPS = 8
+"""Steps before an evaluation of whose updates and gradients the diagnostics are means."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
