@@ -230,8 +230,8 @@ def panel_chart(panel: Panel) -> go.Figure:
     if panel.log:
         _log(figure.layout.yaxis, (y for one in panel.series for y in one.y))
     if panel.log == "xy":
-        widths = sorted({x for one in panel.series for x in one.x})
-        figure.update_xaxes(type="log", tickvals=widths, ticktext=[f"{width:g}" for width in widths])
+        ticks = [f"{tick:g}" for tick in panel.ticks]
+        figure.update_xaxes(type="log", tickvals=list(panel.ticks), ticktext=ticks)
     for label, x in panel.marks.items():
         text = {"annotation_text": _label(label), "annotation_textangle": -90, "annotation_font_color": GREY}
         # Beside the line, from its top downwards.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from widthwise.proxies.outcome import SPECTRUM_SHARES
 from widthwise.transfer.checking.fitting import Estimate, Optimum
 from widthwise.transfer.checking.measuring import AtWidth, Measured, singular_factor
 from widthwise.transfer.checking.observing import Axis, line
@@ -28,6 +29,7 @@ def check_panels(result: "CheckResult") -> list[Panel]:
         _landscape(result, measured, "lr"),
         _landscape(result, measured, "decay"),
         _singular_values(result, measured),
+        _spectra(result, measured),
         _coordinates(measured),
     ]
     return [panel for panel in drawn if panel.series]
@@ -142,6 +144,30 @@ def _singular_values(result: "CheckResult", measured: Measured) -> Panel:
         y_label="σ₁ ÷ √(η/λ), geometric mean over matrices",
         series=tuple(series),
         log="xy",
+        ticks=[at.width for at in measured.widths],
+    )
+
+
+def _spectra(result: "CheckResult", measured: Measured) -> Panel:
+    """Return each width's singular values, geometric means over matrices and seeds: equal ones are kept by the rule."""
+    series = []
+    for colour, at in enumerate(measured.widths):
+        runs = [one for one in result.observations if one.setting.is_transferred]
+        spectra = [values for one in runs if one.setting.width == at.width for values in one.spectra.values()]
+        shares = zip(SPECTRUM_SHARES, zip(*spectra, strict=False), strict=False)
+        known = [(share, exp(fmean(map(log, values)))) for share, values in shares if min(values) > 0]
+        x, y = [share for share, _ in known], [value for _, value in known]
+        if known:
+            series.append(Series(label=f"width {at.width}", x=x, y=y, look="line", colour=colour))
+    return Panel(
+        what="singular-values",
+        name="spectra",
+        title="spectra of the matrices",
+        x_label="share of the singular values that are larger",
+        y_label="σ, geometric mean over matrices and seeds",
+        series=tuple(series),
+        log="xy",
+        ticks=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9),
     )
 
 
@@ -172,4 +198,5 @@ def _coordinates(measured: Measured) -> Panel:
         y_label="rms Δh, mean over the undecayed steps",
         series=tuple(series),
         log="xy",
+        ticks=[at.width for at in measured.widths],
     )

@@ -7,15 +7,15 @@ from widthwise.transfer.recipe import Recipe
 from widthwise.transfer.reporting.charts import chart, panel_chart
 from widthwise.transfer.reporting.check_panels import check_panels
 from widthwise.transfer.reporting.markup import Html, section, table, tag
-from widthwise.transfer.reporting.panels import What
 from widthwise.transfer.reporting.reading import CheckFolder
 
-_TEXTS: dict[What, str] = {
+_TEXTS = {
     "lr": "Means over the seeds with their standard deviations, and the parabolas fitted near the best points. "
     "Where a transfer holds, the minima lie above one another, near 0.",
     "decay": "The same along λ, with η as the rule has it. Other rules' λ are those of the largest width.",
     "singular-values": "What σ₁ ∝ √(η/λ)·width^p (arXiv 2510.15262) leaves for the width. With the dotted slope, "
     "the rule's η and λ keep σ₁ as it is.",
+    "spectra": "A rule that keeps the matrices' singular values has the lines of all widths on top of one another.",
     "coordinates": "How far each layer's output moves in the first steps. Under µP it does not depend on the width.",
 }
 
@@ -37,7 +37,7 @@ def checked(check: CheckFolder, index: int) -> Html:
 def _charts(check: CheckFolder, index: int) -> Iterator[Html]:
     for panel in check_panels(check.result):
         yield tag("h3", f"{panel.title[0].upper()}{panel.title[1:]}")
-        yield tag("p", _TEXTS[panel.what])
+        yield tag("p", _TEXTS[panel.name])
         yield chart(panel_chart(panel), f"{panel.name}-{index + 1}")
 
 

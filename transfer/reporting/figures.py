@@ -98,9 +98,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 8 * low else NullFormatter())
     if panel.log == "xy":
-        widths = sorted({x for one in panel.series for x in one.x})
         axes.set_xscale("log")
-        axes.set_xticks(widths, [f"{width:g}" for width in widths])
+        axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=8)
 

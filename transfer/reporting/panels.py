@@ -43,6 +43,7 @@ class Panel:
         title, x_label, y_label: texts.
         series: what is drawn, in this order.
         log: axes that are logarithmic.
+        ticks: values to write along x; none leaves them to the library.
         marks: label → x of a vertical line.
     """
 
@@ -53,6 +54,7 @@ class Panel:
     y_label: str
     series: tuple[Series, ...]
     log: Literal["", "y", "xy"] = ""
+    ticks: Sequence[float] = ()
     marks: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.outcome import SPECTRUM_SHARES
 from widthwise.transfer import Recipe
 from widthwise.transfer.checking.alternatives import alternatives
 from widthwise.transfer.checking.judging import judge
@@ -77,6 +78,7 @@ class World:
                 name: float(size * singular * np.exp(0.03 * own[11]))
                 for name, size in (("up", 1.0), ("down", 2.0))
             },
+            spectra={"up": [float(singular) * (1 - share) for share in SPECTRUM_SHARES]},
             kappa=0.9 * (setting.width / BASE) ** self.kappa,
             coordinates={"embedding": [0.1] * 10, "logits": changes.tolist()},
         )

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from widthwise.proxies.files import write_json
+from widthwise.proxies.outcome import SPECTRUM_SHARES
 from widthwise.transfer.checking.observing import line
 from widthwise.transfer.checking.running import CheckResult
 from widthwise.transfer.cli import main
@@ -32,7 +33,7 @@ def result(checked: Checked) -> CheckResult:
 
 @pytest.fixture(scope="module")
 def panels(result: CheckResult) -> dict[str, Panel]:
-    return {panel.what: panel for panel in check_panels(result)}
+    return {panel.name: panel for panel in check_panels(result)}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def drawn(axes: Axes, label: str) -> tuple[list[float], list[float]]:
 
 
 def test_a_check_has_a_panel_of_every_kind(axes: dict[str, Axes]) -> None:
-    assert list(axes) == ["lr", "decay", "singular-values", "coordinates"]
+    assert list(axes) == ["lr", "decay", "singular-values", "spectra", "coordinates"]
 
 
 @pytest.mark.parametrize(("axis", "diverged"), [("lr", " (1 diverged)"), ("decay", "")])
@@ -124,6 +125,15 @@ def test_the_singular_values_are_free_of_lr_and_decay(result: CheckResult, axes:
     assert slopes["fan-sqrt supposes (σ₁ kept)"] == pytest.approx(0.75)
 
 
+def test_the_spectra_are_means_over_matrices_and_seeds(result: CheckResult, axes: dict[str, Axes]) -> None:
+    for width in (32, 64, 128):
+        x, y = drawn(axes["spectra"], f"width {width}")
+        assert tuple(x) == SPECTRUM_SHARES
+        transferred = [one for one in result.observations if one.setting.is_transferred]
+        spectra = [one.spectra["up"] for one in transferred if one.setting.width == width]
+        assert y == pytest.approx(np.exp(np.log(spectra).mean(axis=0)))
+
+
 def test_the_coordinates_have_the_verdicts_exponents(result: CheckResult, axes: dict[str, Axes]) -> None:
     measured = result.measured
     assert measured is not None
@@ -149,10 +159,8 @@ def test_plotly_draws_what_matplotlib_draws(panels: dict[str, Panel]) -> None:
 
 
 def test_a_check_that_ended_early_has_the_panels_that_it_has_runs_for(checked: Checked) -> None:
-    assert [panel.what for panel in check_panels(checked(coordinate=0.5))] == [
-        "singular-values",
-        "coordinates",
-    ]
+    named = [panel.name for panel in check_panels(checked(coordinate=0.5))]
+    assert named == ["singular-values", "spectra", "coordinates"]
 
 
 def ran(*arguments: object) -> int:
@@ -223,7 +231,7 @@ def test_the_report_says_the_verdict_first_and_shows_the_table_and_the_charts(
     page = report(folder).read_text()
     sentence = result.verdict.sentence
     assert f'<p class="headline">The transfer by fan-sqrt {sentence}</p>' in page
-    for name in ("lr-1", "decay-1", "singular-values-1", "coordinates-1"):
+    for name in ("lr-1", "decay-1", "singular-values-1", "spectra-1", "coordinates-1"):
         assert f'id="chart-{name}"' in page
     assert result.measured is not None
     for at in result.measured.widths:
