@@ -81,7 +81,7 @@ def _along(result: "CheckResult", at: AtWidth, axis: Axis, optimum: Optimum, col
         label=label,
         x=list(known),
         y=[fmean(values) for values in known.values()],
-        look="points",
+        look="joined",
         colour=colour,
         error=[stdev(values) if len(values) > 1 else 0.0 for values in known.values()],
     )

@@ -20,6 +20,7 @@ from widthwise.transfer.reporting.weight_panels import run_panels
 FORMATS = (".png", ".svg", ".pdf")
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
+    "joined": {"linewidth": 0.6, "marker": "o", "markersize": 5, "capsize": 2},
     "line": {"linewidth": 1.6},
     "dashed": {"linewidth": 1.2, "linestyle": "--"},
     "dotted": {"linewidth": 1.2, "linestyle": ":"},
@@ -82,7 +83,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for one in panel.series:
         # A label that begins with an underscore is left out of the legend.
         style = {"color": colour(one), "label": _plain(one.label) or "_", **_LOOKS[one.look]}
-        if one.look == "points":
+        if one.look in ("points", "joined"):
             axes.errorbar(one.x, one.y, yerr=one.error, **style)
         else:
             axes.plot(one.x, one.y, **style)

@@ -1,6 +1,8 @@
 """Plots hold the numbers of a check: what is looked at is the data in the axes, never pixels."""
 
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from math import log, log2, sqrt
 from pathlib import Path
@@ -21,6 +23,8 @@ from widthwise.transfer.reporting.charts import panel_chart
 from widthwise.transfer.reporting.check_panels import check_panels
 from widthwise.transfer.reporting.figures import draw
 from widthwise.transfer.reporting.panels import Panel
+
+from ...conftest import ROOT
 
 Checked = Callable[..., CheckResult]
 
@@ -181,6 +185,24 @@ def test_the_command_writes_the_file_and_prints_its_path(
     # The same check is the same file.
     assert ran("plot", folder.parent, "--out", out, "--what", "lr", "--json") == 0
     assert out.read_bytes() == content
+
+
+def test_several_checks_are_one_table(
+    checked: Checked, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = folder.parent / "broken"
+    broken.mkdir()
+    write_json(broken / "check.json", checked(coordinate=0.5).as_json())
+    monkeypatch.setattr(sys, "argv", ["transfer.py", str(folder), str(broken)])
+    runpy.run_path(str(ROOT / "benchmarks" / "transfer.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    head, _, *rows = ([cell.strip() for cell in one.strip("|").split("|")] for one in printed.splitlines())
+    found = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [one["verdict"] for one in found] == ["holds", "fails"]
+    assert found[0]["optimal η, octaves per doubling"].startswith("+0.2")
+    assert found[0]["κ̂ over the widths"] == "0.90, 0.90, 0.90"
+    assert (found[0]["exponent of λ: rule"], found[0]["exponent of λ: loss"][:4]) == ("0.50", "+0.2")
+    assert {found[1][name] for name in ("regret of λ there", "exponent of λ: loss", "penalty")} == {"–"}
 
 
 def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
