@@ -24,8 +24,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from widthwise.proxies import GPTConfig, Horizon, Hyperparameters, RunOptions
-from widthwise.proxies.observing import SAMPLED_STEPS
-from widthwise.proxies.outcome import Metrics
+from widthwise.proxies.outcome import SAMPLED_STEPS, Metrics
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.schedule import schedule
 

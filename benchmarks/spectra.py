@@ -23,7 +23,8 @@ from rich.table import Table
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, AlphaDecay, GPTConfig, Recorder
-from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES
+from widthwise.proxies.observing import SEQUENCES
+from widthwise.proxies.outcome import SAMPLED_STEPS
 
 CONTEXT = 256
 # How often each comes in how many steps.

@@ -6,7 +6,7 @@ measured value leaves its law, the gradients had a direction, ε was not small, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,13 +95,23 @@ def decay_fraction(weight: Tensor, threshold: Tensor | float) -> float:
 
 
 @torch.no_grad()
-def top_singular_value(weight: Tensor) -> float:
-    """Return σ₁ of a matrix by the eigenvalues of its smaller Gram matrix; NaN where it is not finite."""
+def singular_values(weight: Tensor) -> Tensor:
+    """Return the singular values of a matrix, the largest first, by the eigenvalues of its smaller Gram matrix.
+
+    Those below some 1e-3 of the largest are lost in its roundings; all are NaN where the matrix is not finite.
+    """
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     gram = tall.mT @ tall
     if not gram.isfinite().all():
-        return math.nan
-    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
+        return gram.new_full((len(gram),), math.nan)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+    return eigenvalues.clamp(min=0).sqrt().flip(0)
+
+
+def spectrum(values: Tensor, shares: Sequence[float]) -> list[float]:
+    """Return the singular values that these shares of all exceed, linear between neighbours."""
+    quantiles: list[float] = values.quantile(1 - torch.tensor(shares).to(values)).tolist()
+    return quantiles
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ from widthwise.proxies.coordinates import Coordinates
 from widthwise.proxies.outcome import Diagnostics, RunOptions
 from widthwise.proxies.recorder import Recorder
 
-# Steps before an evaluation whose updates and gradients are measured, and sequences of validation tokens.
-SAMPLED_STEPS = 8
+# Sequences of validation tokens.
 SEQUENCES = 4
 
 

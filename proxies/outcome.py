@@ -9,6 +9,11 @@ from widthwise.proxies.config import Kind
 
 Status = Literal["completed", "stopped", "diverged"]
 
+SAMPLED_STEPS = 8
+"""Steps before an evaluation of whose updates and gradients the diagnostics are means."""
+SPECTRUM_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of a matrix's singular values, the largest first, at which its spectrum is recorded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -75,6 +80,8 @@ class ParameterDiagnostics:
         gradient_to_weight: ‖g‖/‖θ‖, before clipping.
         top_singular_value: of the weight as a matrix (rows, all else); None for vectors. Exact where a side
             is short, otherwise by power iteration, from below.
+        spectrum: the singular values that a share of `SPECTRUM_SHARES` of them exceeds; None where
+            `top_singular_value` is None or not exact.
         gain: rms(Wx)/rms(x) on validation tokens; None where no `nn.Linear` holds the parameter.
         kappa: κ̂, the share of the weight decay that clipping leaves; None where the parameter does not decay.
     """
@@ -87,6 +94,7 @@ class ParameterDiagnostics:
     update_ratio_law: float | None
     gradient_to_weight: float | None
     top_singular_value: float | None
+    spectrum: list[float] | None
     gain: float | None
     kappa: float | None
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from widthwise.proxies.checkpoint import FileCheckpoint
 from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
-from widthwise.proxies.observing import SAMPLED_STEPS, SEQUENCES, Observers
-from widthwise.proxies.outcome import Metrics, RunOptions, Status, TrainResult
+from widthwise.proxies.observing import SEQUENCES, Observers
+from widthwise.proxies.outcome import SAMPLED_STEPS, Metrics, RunOptions, Status, TrainResult
 from widthwise.proxies.parallel import holding_back, let_go, require_whole, unwrapped
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint

@@ -44,6 +44,7 @@ COMMANDS = {
     "doctor": "doctor.Doctor",
     "status": "status.Status",
     "report": "report.Report",
+    "plot": "plot.Plot",
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""
 

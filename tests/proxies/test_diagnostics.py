@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
 from widthwise.proxies import diagnostics as measure
-from widthwise.proxies.outcome import KindDiagnostics, Metrics
+from widthwise.proxies.outcome import SPECTRUM_SHARES, KindDiagnostics, Metrics
 from widthwise.proxies.recorder import EXACT_UP_TO
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.validation import ConfigError
@@ -165,10 +165,16 @@ def test_kappa_is_the_share_of_the_decay_that_clipping_leaves() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (64, 16), (16, 64), (1, 9), (9, 1)])
-def test_the_top_singular_value_is_numpys(shape: tuple[int, int]) -> None:
+def test_the_singular_values_are_numpys(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape)
-    expected = np.linalg.svd(exact(weight), compute_uv=False)[0]
-    assert measure.top_singular_value(weight) == pytest.approx(expected, rel=1e-5)
+    everything = np.linalg.svd(exact(weight), compute_uv=False)
+    expected, values = everything[0], measure.singular_values(weight)
+    assert values.tolist() == pytest.approx(everything, rel=1e-4, abs=2e-3 * expected)
+    assert float(values[0]) == pytest.approx(expected, rel=1e-5)
+    shares = [0.0, 0.25, 0.5, 1.0]
+    assert measure.spectrum(values, shares) == pytest.approx(
+        np.quantile(values.numpy(), [1.0, 0.75, 0.5, 0.0]).tolist()
+    )
     vector = measure.power_iteration(weight, iterations=300)
     assert float(vector.norm()) == pytest.approx(1.0, rel=1e-5)
     assert float((weight @ vector).norm()) == pytest.approx(expected, rel=1e-4)
@@ -176,7 +182,7 @@ def test_the_top_singular_value_is_numpys(shape: tuple[int, int]) -> None:
 
 def test_power_iteration_comes_from_below_and_goes_on_from_where_it_was() -> None:
     weight, vector = torch.randn(300, 200), None
-    top, found = measure.top_singular_value(weight), [0.0]
+    top, found = float(measure.singular_values(weight)[0]), [0.0]
     for _ in range(6):
         vector = measure.power_iteration(weight, vector)
         found.append(float((weight @ vector).norm()))
@@ -187,11 +193,11 @@ def test_power_iteration_comes_from_below_and_goes_on_from_where_it_was() -> Non
 
 def test_a_zero_matrix_has_no_direction_and_one_that_is_not_finite_no_value() -> None:
     zero = torch.zeros(5, 4)
-    assert measure.top_singular_value(zero) == 0.0
+    assert not measure.singular_values(zero).any()
     assert not measure.power_iteration(zero).any()
     again = measure.power_iteration(torch.eye(5, 4), measure.power_iteration(zero))
     assert float(again.norm()) == pytest.approx(1.0)
-    assert math.isnan(measure.top_singular_value(torch.full((3, 3), math.nan)))
+    assert measure.singular_values(torch.full((3, 2), math.nan)).isnan().tolist() == [True, True]
 
 
 class Twice(nn.Module):
@@ -265,6 +271,9 @@ def test_the_record_is_what_the_samples_and_the_weights_are() -> None:
         "update_ratio": update,
         "gradient_to_weight": gradient,
         "top_singular_value": np.linalg.svd(theta, compute_uv=False)[0],
+        "spectrum": np.quantile(
+            np.linalg.svd(theta, compute_uv=False), [1 - share for share in SPECTRUM_SHARES]
+        ),
         "gain": np.sqrt(np.square(x @ theta.T).mean() / np.square(x).mean()),
         "kappa": (theta * theta.clip(-threshold, threshold)).sum() / np.square(theta).sum(),
     }
@@ -303,6 +312,7 @@ def test_kinds_are_means_over_weights() -> None:
     assert found.kinds["matrix"].kappa == 1.0
     bias = found.parameters["1.bias"]
     assert (bias.kind, bias.kappa, bias.top_singular_value, bias.gain) == ("bias", None, None, None)
+    assert bias.spectrum is None
     assert set(found.kinds) == {"matrix", "bias"}
 
 
@@ -310,6 +320,8 @@ def test_large_matrices_are_measured_by_a_power_iteration_that_remembers() -> No
     noise = Noise(shape=(EXACT_UP_TO + 20, EXACT_UP_TO + 1))
     top = np.linalg.svd(exact(noise.model.weight), compute_uv=False)[0]
     found = [noise.measured().top_singular_value or 0.0 for _ in range(5)]
+    (one,) = noise.recorder.diagnostics().parameters.values()
+    assert one.spectrum is None
     assert found == sorted(found)
     assert 0.97 * top < found[-1] <= top * (1 + 1e-5)
 

@@ -107,7 +107,7 @@ def train_target(folder: Path, recipe: Recipe, rule: str, data: str) -> None:
         def keep(metrics: Metrics) -> None:
             file.write(json.dumps(asdict(metrics)) + "\n")
 
-        result = run(spec, RunOptions(**OPTIONS), keep)
+        result = run(spec, RunOptions(**OPTIONS, diagnostics=True), keep)
     ending = {name: getattr(result, name) for name in ("status", "loss", "steps", "tokens", "seconds")}
     (folder / "result.json").write_text(json.dumps({**ending, "rule": rule, "width": 32}))
 
@@ -162,7 +162,8 @@ def test_the_page_refers_to_nothing_outside_itself(demo: Path) -> None:
 def test_the_page_has_every_section_and_every_chart(demo: Path) -> None:
     written = report(demo)
     assert Page(written).ids == ["sweep", "recipe", "plan", "target", "reproduce", "provenance"]
-    for name in ("landscape-1", "slices-1", "finalists-1", "curves-1", "targets"):
+    drawn = ("landscape-1", "slices-1", "finalists-1", "curves-1", "targets")
+    for name in (*drawn, "weights-rms", "weights-updates", "weights-gradients"):
         assert f'id="chart-{name}"' in written.read_text()
 
 
@@ -371,8 +372,8 @@ def test_names_from_files_stay_text(demo: Path) -> None:
         trials.read_text().replace('"l2"', json.dumps(HOSTILE)).replace('"huber"', json.dumps(HOSTILE))
     )
     page = Page(report(demo))
-    # Plotly, and one for each of five charts: no more.
-    charts = 5
+    # Plotly, and one for each of eight charts: no more.
+    charts = 8
     assert page.tags["script"] == 1 + charts
     assert HOSTILE in page.text
     assert "<script>alert" not in (demo / "report.html").read_text()
@@ -449,7 +450,7 @@ def test_mistakes_are_one_line_each(demo: Path, tmp_path: Path, capsys: pytest.C
     empty = tmp_path / "empty"
     empty.mkdir()
     for argv, message in [
-        ([str(empty)], f"folder: {empty} holds neither a sweep nor a target run"),
+        ([str(empty)], f"folder: {empty} holds neither a sweep nor a finished check nor a target run"),
         ([str(tmp_path / "no")], f"folder: {tmp_path / 'no'} is not a folder"),
         ([str(demo), "--out", str(empty)], f"out: {empty} is a folder, must be a file"),
         (

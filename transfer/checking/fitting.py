@@ -88,6 +88,7 @@ class Optimum:
             Where that is not bracketed, the measured loss at `best` stands in for it, and there is no upper end.
             None where a seed diverged at 0.
         curvature: the parabola's second-order coefficient, nats per octave².
+        loss: the parabola's lowest loss, the mean over the seeds, nats per token.
         shift: how far a cubic would move the minimum, octaves; 0 where it is not bracketed.
         by_seed: each seed's own minimum, linearised about the common one.
         deviation: standard deviation of the loss over the seeds at `best`; None from one seed.
@@ -98,6 +99,7 @@ class Optimum:
     why: str = ""
     regret: Estimate | None = None
     curvature: float | None = None
+    loss: float | None = None
     shift: float = 0.0
     by_seed: Mapping[int, float] | None = None
     deviation: float | None = None
@@ -273,6 +275,7 @@ def _fitted(
         octaves=octaves,
         regret=None if measured is None else _regret(octaves, c, measured, near=near),
         curvature=c,
+        loss=float(table[:, 0].mean()) - c * minimum**2,
         shift=shift,
         by_seed={
             seed: crossing.value - float(b + 2 * c_s * off) / (2 * c)

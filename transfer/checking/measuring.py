@@ -137,7 +137,7 @@ def measure(
         _at_width(observations, width, kappas[base_width], kappas[width], steps, scatter, confidence)
         for width in widths
     )
-    p = _run_slope(transferred, _singular_factor, confidence)
+    p = _run_slope(transferred, singular_factor, confidence)
     rule_exponent = _rule_exponent(at)
     lr_drift = _drift(at, lambda one: one.lr_optimum, confidence)
     decay_drift = _drift(at, lambda one: one.decay_optimum, confidence)
@@ -242,7 +242,7 @@ def _log_singular_value(run: Observation) -> float | None:
     return fmean(values) if values else None
 
 
-def _singular_factor(run: Observation) -> float | None:
+def singular_factor(run: Observation) -> float | None:
     """Return log₂ of σ₁/√(η/λ): what σ₁ ∝ √(η/λ)·d^p (arXiv 2510.15262) leaves for the width."""
     singular = _log_singular_value(run)
     if singular is None or not (run.lr and run.weight_decay):

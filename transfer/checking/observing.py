@@ -55,6 +55,7 @@ class Observation:
         weight_decay: the matrices' λ.
         loss: last validation loss in nats per token; None where the run diverged.
         top_singular_values: of each matrix at the end, by parameter name.
+        spectra: of each matrix at the end, by parameter name, at `widthwise.proxies.outcome.SPECTRUM_SHARES`.
         kappa: κ̂ of the matrices, size-weighted: the share of the weight decay that Huber's clipping leaves.
         rms_ratio: the matrices' RMS over what noise alone would make it, √(η/2λ) for a constant η.
         update_ratio: the matrices' relative update over what noise alone would make it.
@@ -66,6 +67,7 @@ class Observation:
     weight_decay: float
     loss: float | None
     top_singular_values: Mapping[str, float] = field(default_factory=dict)
+    spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kappa: float | None = None
     rms_ratio: float | None = None
     update_ratio: float | None = None
@@ -92,11 +94,8 @@ def observed(
     """
     diagnostics = measured.get("diagnostics") or {}
     matrices = diagnostics.get("kinds", {}).get("matrix", {})
-    sizes = {
-        name: one["top_singular_value"]
-        for name, one in diagnostics.get("parameters", {}).items()
-        if one["kind"] == "matrix"
-    }
+    named = {name: one for name, one in diagnostics.get("parameters", {}).items() if one["kind"] == "matrix"}
+    sizes = {name: one["top_singular_value"] for name, one in named.items()}
     coordinates: Mapping[str, Sequence[float | None]] = measured.get("coordinates") or {}
     return Observation(
         setting=setting,
@@ -104,6 +103,8 @@ def observed(
         weight_decay=weight_decay,
         loss=loss if loss is not None and isfinite(loss) else None,
         top_singular_values={name: value for name, value in sizes.items() if value},
+        # Runs of before it was recorded have none.
+        spectra={name: one["spectrum"] for name, one in named.items() if one.get("spectrum")},
         kappa=matrices.get("kappa"),
         rms_ratio=matrices.get("rms_ratio"),
         update_ratio=matrices.get("update_ratio_over_law"),

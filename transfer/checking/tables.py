@@ -1,16 +1,22 @@
 """A check on the terminal: the sentence, a row per width, and the exponents measured beside the rule's."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from widthwise.transfer.checking.fitting import Estimate, Optimum
 from widthwise.transfer.checking.measuring import AtWidth, Measured
-from widthwise.transfer.checking.running import CheckResult
+
+if TYPE_CHECKING:
+    from widthwise.transfer.checking.running import CheckResult
+
+_OPTIMA = ("best η\noctaves", "best λ\noctaves", "η's\nregret", "λ's\nregret")
+HEADS = ("width", "loss", *_OPTIMA, "σ₁", "κ̂", "RMS\n÷ law")
 
 
-def show(result: CheckResult, console: Console) -> None:
+def show(result: "CheckResult", console: Console) -> None:
     """Print what a check found, the verdict last."""
     measured = result.measured
     if measured is not None:
@@ -29,16 +35,15 @@ def widths_table(rule: str, measured: Measured) -> Table:
     """Return a row per width; octaves are log₂ of the optimum over the rule's value."""
     title = f"rule {rule}, from width {measured.base_width}, {measured.seeds} seeds"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0))
-    optima = ("best η\noctaves", "best λ\noctaves", "η's\nregret", "λ's\nregret")
-    heads = ("width", "loss", *optima, "σ₁", "κ̂", "RMS\n÷ law")
-    for head in heads:
+    for head in HEADS:
         table.add_column(head, no_wrap=True)
     for at in measured.widths:
-        table.add_row(*_row(at))
+        table.add_row(*row(at))
     return table
 
 
-def _row(at: AtWidth) -> list[str]:
+def row(at: AtWidth) -> list[str]:
+    """Return a width's cells below `HEADS`."""
     return [
         str(at.width),
         f"{at.diverged} diverged" if at.loss is None else f"{at.loss:.4f}",
@@ -71,7 +76,7 @@ def interval(estimate: Estimate, form: str = ".2f") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def notes(result: CheckResult, measured: Measured) -> Iterator[str]:
+def notes(result: "CheckResult", measured: Measured) -> Iterator[str]:
     """Yield what was measured over all widths, a line each."""
     if measured.deviation is not None:
         yield f"seed deviation of the loss: {measured.deviation:.4f} nats per token"

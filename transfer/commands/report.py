@@ -1,4 +1,4 @@
-"""``widthwise report``: one HTML page on a sweep and its target runs."""
+"""``widthwise report``: one HTML page on a sweep, its checks and its target runs."""
 
 import sys
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from widthwise.transfer.commands.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one self-contained HTML page on a sweep, a target run, or a folder of both."""
+    """Write one self-contained HTML page on a sweep, a check, a target run, or a folder of these."""
 
     folder: Positional[Path]
-    """Folder of a sweep or of a target run, or one whose subfolders are such."""
+    """Folder of a sweep, a check or a target run, or one whose subfolders are such."""
     out: Option[Path] = None
     """File to write; FOLDER/report.html if not given."""
     json: bool = False
@@ -24,10 +24,7 @@ class Report:
         """Write the page and print where it is."""
         from widthwise.transfer.reporting import report
 
-        def say(reason: str) -> None:
-            print(f"widthwise: left out: {reason}", file=sys.stderr)
-
-        written = str(report(self.folder, self.out, on_left_out=say))
+        written = str(report(self.folder, self.out, on_left_out=say_left_out))
         if self.json:
             from json import dumps
 
@@ -35,3 +32,8 @@ class Report:
         else:
             print(written)
         return 0
+
+
+def say_left_out(reason: str) -> None:
+    """Say on standard error why a subfolder was left out."""
+    print(f"widthwise: left out: {reason}", file=sys.stderr)

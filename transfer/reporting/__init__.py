@@ -1,4 +1,4 @@
-"""The report: a sweep, its recipe, the plan and the target runs as one HTML page that opens without a network."""
+"""The report: a sweep, its recipe, checks, plans and target runs as one HTML page that opens without a network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["report"]
 def report(
     folder: Path, out: Path | None = None, *, on_left_out: Callable[[str], object] | None = None
 ) -> Path:
-    """Write the page on what lies in `folder`: a sweep, a target run, or folders of these.
+    """Write the page on what lies in `folder`: a sweep, a check, a target run, or folders of these.
 
     Args:
         folder: also one whose jobs are still running; the page says so.
@@ -31,10 +31,7 @@ def report(
     Raises:
         ConfigError: there is nothing to report, a file is damaged, or the page cannot be written.
     """
-    contents = read_contents(folder)
-    if on_left_out is not None:
-        for reason in contents.left_out:
-            on_left_out(reason)
+    contents = read_contents(folder, on_left_out)
     out = folder / "report.html" if out is None else out
     if out.is_dir():
         raise ConfigError(f"out: {out} is a folder, must be a file")

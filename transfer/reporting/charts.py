@@ -13,15 +13,14 @@ from plotly.subplots import make_subplots
 
 from widthwise.transfer.reporting.formats import FinalistLine, TrialLine
 from widthwise.transfer.reporting.markup import Html
+from widthwise.transfer.reporting.panels import COLOURS, GREY, INK, LOSS, Look, Panel, Series, colour
 from widthwise.transfer.reporting.reading import RunFolder
 from widthwise.transfer.reporting.summary import nats, number
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STATUS_COLOURS = {"completed": "#0072B2", "stopped": "#9AA4B2", "diverged": "#D55E00", "failed": "#CC79A7"}
 _ARMS = {"huber": "circle", "l2": "square", "huber-prox": "diamond", "none": "triangle-up"}
 _NO_LOSS = {"diverged": "x", "failed": "cross"}
-_GREY, _GRID, _INK = "#5b6675", "#e2e6ec", "#1c2430"
-LOSS = "validation loss (nats per token)"
+_GRID = "#e2e6ec"
 
 
 def chart(figure: go.Figure, name: str) -> Html:
@@ -65,7 +64,7 @@ def _by_symbol(trials: Sequence[TrialLine]) -> Iterable[tuple[str, dict[str, Any
             symbol = _ARMS.get(arm, "hexagon") + ("" if status == "completed" else "-open")
             marker = {"symbol": symbol, "coloraxis": "coloraxis", "color": [trial.loss for trial in group]}
         else:
-            colour = STATUS_COLOURS.get(status, _GREY)
+            colour = STATUS_COLOURS.get(status, GREY)
             marker = {"symbol": _NO_LOSS.get(status, "asterisk-open"), "color": colour}
         width = 1 if status == "completed" else 2.5
         yield _label(arm, status), {**marker, "size": 12, "line": {"width": width}}, group
@@ -106,7 +105,7 @@ def slices(trials: Sequence[TrialLine]) -> go.Figure:
                 for t in trials
                 if t.status == status and t.loss is not None and getattr(t.hyperparameters, name)
             ]
-            marker = {"color": STATUS_COLOURS.get(status, _GREY), "size": 9}
+            marker = {"color": STATUS_COLOURS.get(status, GREY), "size": 9}
             marker["symbol"] = "circle" if status == "completed" else "circle-open"
             trace = go.Scatter(
                 x=[getattr(trial.hyperparameters, name) for trial in group],
@@ -136,7 +135,7 @@ def curves(trials: Sequence[TrialLine], best: TrialLine | None) -> go.Figure:
             continue
         is_best = trial is best
         label = "best" if is_best else _label(trial.status)
-        colour = _INK if is_best else STATUS_COLOURS.get(trial.status, _GREY)
+        colour = INK if is_best else STATUS_COLOURS.get(trial.status, GREY)
         trace = go.Scatter(
             x=[step for step, _ in trial.curve],
             y=[loss for _, loss in trial.curve],
@@ -175,8 +174,8 @@ def seeds(finalists: Sequence[FinalistLine]) -> go.Figure:
         x=[finalist.mean for finalist in finalists],
         y=labels,
         mode="markers",
-        marker={"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": _INK}},
-        error_x={"array": [finalist.spread or 0 for finalist in finalists], "color": _INK, "thickness": 1.5},
+        marker={"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": INK}},
+        error_x={"array": [finalist.spread or 0 for finalist in finalists], "color": INK, "thickness": 1.5},
         name="mean ± standard deviation",
         hovertemplate="mean %{x:.4f}<extra></extra>",
     )
@@ -214,6 +213,50 @@ def targets(runs: Sequence[RunFolder]) -> go.Figure:
     return figure
 
 
+_LOOKS: dict[Look, dict[str, Any]] = {
+    "points": {"mode": "markers", "marker": {"size": 9}},
+    "joined": {"mode": "lines+markers", "line": {"width": 0.8}, "marker": {"size": 9}},
+    "line": {"mode": "lines", "line": {"width": 2}},
+    "dashed": {"mode": "lines", "line": {"width": 1.5, "dash": "dash"}},
+    "dotted": {"mode": "lines", "line": {"width": 1.5, "dash": "dot"}},
+    "stars": {"mode": "lines+markers", "line": {"width": 1.5}, "marker": {"symbol": "star", "size": 13}},
+}
+
+
+def panel_chart(panel: Panel) -> go.Figure:
+    """Draw a panel."""
+    figure = _figure(height=460)
+    figure.add_traces([_trace(one) for one in panel.series])
+    figure.update_xaxes(title=panel.x_label).update_yaxes(title=panel.y_label)
+    if panel.log:
+        _log(figure.layout.yaxis, (y for one in panel.series for y in one.y))
+    if panel.log == "xy":
+        ticks = [f"{tick:g}" for tick in panel.ticks]
+        figure.update_xaxes(type="log", tickvals=list(panel.ticks), ticktext=ticks)
+    for label, x in panel.marks.items():
+        text = {"annotation_text": _label(label), "annotation_textangle": -90, "annotation_font_color": GREY}
+        # Beside the line, from its top downwards.
+        place = {"annotation_position": "top left", "annotation_yanchor": "top"}
+        figure.add_vline(x=x, line={"color": GREY, "width": 1, "dash": "dot"}, **text, **place)
+    return figure
+
+
+def _trace(series: Series) -> go.Scatter:
+    looks, own = _LOOKS[series.look], {"color": colour(series)}
+    error = None if series.error is None else {"array": list(series.error), "thickness": 1.2}
+    return go.Scatter(
+        x=list(series.x),
+        y=list(series.y),
+        mode=looks["mode"],
+        line={**looks.get("line", {}), **own},
+        marker={**looks.get("marker", {}), **own},
+        error_y=error,
+        name=_label(series.label),
+        showlegend=bool(series.label),
+        hovertemplate="%{x:.4g}: %{y:.4g}<extra>" + _label(series.label) + "</extra>",
+    )
+
+
 def _figure(figure: go.Figure | None = None, *, height: int) -> go.Figure:
     figure = figure or go.Figure()
     figure.update_layout(
@@ -222,7 +265,7 @@ def _figure(figure: go.Figure | None = None, *, height: int) -> go.Figure:
         margin={"l": 70, "r": 20, "t": 20, "b": 60},
         font={
             "family": "system-ui, Segoe UI, Roboto, Liberation Sans, DejaVu Sans, sans-serif",
-            "color": _INK,
+            "color": INK,
             "size": 13,
         },
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": None},

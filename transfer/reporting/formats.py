@@ -84,6 +84,17 @@ class PlannedHorizon(Line):
 
     batch_tokens: int | None = None
     tokens: int | None = None
+    warmup_fraction: float | None = None
+    schedule: str | None = None
+    final_fraction: float | None = None
+    decay_fraction: float | None = None
+
+
+class PlannedHyperparameters(Line):
+    """What the steady state of weight decay depends on, besides η and λ."""
+
+    betas: tuple[float, float]
+    corrected: bool
 
 
 class PlanFile(Line):
@@ -99,6 +110,26 @@ class PlanFile(Line):
     seed: int | None = None
     model: PlannedModel = PlannedModel()
     horizon: PlannedHorizon = PlannedHorizon()
+    hyperparameters: PlannedHyperparameters | None = None
+
+
+class ParameterLine(Line):
+    """One parameter's diagnostics, as `widthwise.proxies.outcome.ParameterDiagnostics` has them."""
+
+    kind: str
+    size: int
+    rms: float | None = None
+    rms_law: float | None = None
+    update_ratio: float | None = None
+    update_ratio_law: float | None = None
+    gradient_to_weight: float | None = None
+    kappa: float | None = None
+
+
+class DiagnosticsLine(Line):
+    """The diagnostics of one evaluation."""
+
+    parameters: dict[str, ParameterLine]
 
 
 class MetricsLine(Line):
@@ -109,6 +140,7 @@ class MetricsLine(Line):
     loss: float | None
     train_loss: float | None = None
     tokens_per_second: float | None = None
+    diagnostics: DiagnosticsLine | None = None
 
 
 class ResultFile(Line):

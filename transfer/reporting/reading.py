@@ -1,14 +1,14 @@
-"""The folders of sweeps and target runs, read for a report; a torn last line is forgiven.
+"""The folders of sweeps, checks and target runs, read for a report; a torn last line is forgiven.
 
 A job that still runs may be writing the last line of a ``.jsonl`` file while we read it. Any other damage is
 an error: a report that silently skips lines would show other numbers than the run had.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from widthwise.proxies.files import read_json
 from widthwise.proxies.validation import ConfigError
@@ -16,6 +16,10 @@ from widthwise.search import SweepConfig
 from widthwise.transfer.recipe import SCHEMA, Recipe
 from widthwise.transfer.reporting.formats import Evidence, Line, MetricsLine, PlanFile, ResultFile, TrialLine
 
+if TYPE_CHECKING:
+    from widthwise.transfer.checking.running import CheckResult
+
+_CHECK_FILE = "check.json"
 _SWEEP_FILES = ("trials.jsonl", "study.db")
 _RUN_FILES = ("plan.json", "metrics.jsonl", "result.json")
 
@@ -46,6 +50,20 @@ class SweepFolder:
             (t.loss, t.number, t) for t in self.proposals if t.loss is not None and t.status == "completed"
         ]
         return min(scored)[2] if scored else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFolder:
+    """A finished check."""
+
+    name: str
+    folder: Path
+    result: "CheckResult"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was checked, without its evidence."""
+        return self.result.recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +112,18 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Everything reportable in `folder`, by name, the baselines last; and why a subfolder was left out."""
+    """Everything reportable in `folder`, by name, the baselines last."""
 
     folder: Path
     sweeps: list[SweepFolder]
     runs: list[RunFolder]
-    left_out: tuple[str, ...] = ()
+    checks: list[CheckFolder]
 
 
-def read_contents(folder: Path) -> Contents:
+def read_contents(folder: Path, on_left_out: Callable[[str], object] | None = None) -> Contents:
     """Read `folder` and its direct subfolders, but those whose files are another program's.
+
+    `on_left_out` is called with the reason for each of these.
 
     Raises:
         ConfigError: there is nothing to report, or a file is damaged.
@@ -114,20 +134,22 @@ def read_contents(folder: Path) -> Contents:
         places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
     except OSError as error:
         raise ConfigError(f"folder: {folder} cannot be read ({error.strerror})") from None
-    sweeps, runs, left_out = [], [], []
+    sweeps, runs, checks = [], [], []
     for place in places:
         try:
             sweeps += [_sweep(place)] if _holds(place, _SWEEP_FILES) else []
             runs += [read_run(place)] if _holds(place, _RUN_FILES) else []
+            checks += [_check(place)] if _holds(place, (_CHECK_FILE,)) else []
         except ConfigError as error:
             if place == folder or _is_ours(place):
                 raise
-            left_out.append(str(error))
+            if on_left_out is not None:
+                on_left_out(str(error))
     # What a plan is compared with comes after it.
     runs.sort(key=lambda run: run.rule == BASELINE_RULE)
-    if not sweeps and not runs:
-        raise ConfigError(f"folder: {folder} holds neither a sweep nor a target run")
-    return Contents(folder=folder, sweeps=sweeps, runs=runs, left_out=tuple(left_out))
+    if not (sweeps or runs or checks):
+        raise ConfigError(f"folder: {folder} holds neither a sweep nor a finished check nor a target run")
+    return Contents(folder=folder, sweeps=sweeps, runs=runs, checks=checks)
 
 
 def _holds(place: Path, names: tuple[str, ...]) -> bool:
@@ -135,12 +157,12 @@ def _holds(place: Path, names: tuple[str, ...]) -> bool:
 
 
 def _is_ours(place: Path) -> bool:
-    """Tell whether a folder holds a study, or a recipe by its schema: as every sweep and target run does."""
+    """Tell whether a folder holds a study, or a recipe by its schema: as every sweep, check and target run does."""
     try:
         schema = read_json(place / "recipe.json", "a recipe").get("schema")
     except ConfigError:
         schema = None
-    return schema == SCHEMA or (place / "study.db").is_file()
+    return schema == SCHEMA or _holds(place, ("study.db", "runs.db"))
 
 
 def _sweep(place: Path) -> SweepFolder:
@@ -157,6 +179,13 @@ def _sweep(place: Path) -> SweepFolder:
         evidence=evidence,
         config=None if config is None else SweepConfig.parse(config, where=f"{where}: provenance.config"),
     )
+
+
+def _check(place: Path) -> CheckFolder:
+    # It brings torch along.
+    from widthwise.transfer.checking.recorded import read_check
+
+    return CheckFolder(name=place.resolve().name, folder=place, result=read_check(place / _CHECK_FILE))
 
 
 def read_run(place: Path) -> RunFolder:

@@ -8,10 +8,12 @@ from typing import Any
 
 from widthwise.transfer.recipe import Recipe, evidence_notes
 from widthwise.transfer.reporting import charts
+from widthwise.transfer.reporting.checks import checked, same_settings
 from widthwise.transfer.reporting.formats import PlanFile, PlanKind
 from widthwise.transfer.reporting.markup import Html, pairs, section, table, tag
-from widthwise.transfer.reporting.reading import Contents, RunFolder, SweepFolder
+from widthwise.transfer.reporting.reading import CheckFolder, Contents, RunFolder, SweepFolder
 from widthwise.transfer.reporting.summary import finalists, nats, number, plural
+from widthwise.transfer.reporting.weight_panels import run_panels
 from widthwise.transfer.sweep_files import as_options, as_toml
 
 
@@ -23,6 +25,7 @@ def sections(contents: Contents) -> list[Html]:
     found += [section("recipe", "Recipe", *map(_recipe, recipes))] if recipes else []
     plans = [(run, run.plan) for run in contents.runs if run.plan]
     found += [section("plan", "Plan", *(_plan(run, plan) for run, plan in plans))] if plans else []
+    found += [checked(check, index) for index, check in enumerate(contents.checks)]
     found += [_targets(contents.runs)] if contents.runs else []
     found.append(section("reproduce", "How to reproduce", *_commands(contents)))
     found += [_provenance(recipes)] if any(recipe.provenance for _, recipe in recipes) else []
@@ -108,6 +111,10 @@ def _recipes(contents: Contents) -> list[tuple[str, Recipe]]:
     for place in places:
         if place.recipe and all(place.recipe != known for _, known in found):
             found.append((place.name, place.recipe))
+    # What a check keeps of its recipe is the settings alone.
+    for check in contents.checks:
+        if not any(same_settings(check.recipe, known) for _, known in found):
+            found.append((check.name, check.recipe))
     return found
 
 
@@ -171,6 +178,9 @@ def _targets(runs: list[RunFolder]) -> Html:
         drawn = charts.chart(charts.targets([run for run in runs if run.metrics]), "targets")
         text = "Validation loss at every evaluation, and the training loss as its mean since the evaluation before."
         content += [tag("h3", "Loss over the tokens"), tag("p", text), drawn]
+    for panel in run_panels(runs):
+        drawn = charts.chart(charts.panel_chart(panel), f"weights-{panel.name}")
+        content += [tag("h3", f"{panel.title[0].upper()}{panel.title[1:]}"), drawn]
     return section("target", "Target runs" if len(runs) > 1 else "Target run", *content)
 
 
@@ -196,8 +206,9 @@ def _result(run: RunFolder) -> tuple[str, ...]:
 def _commands(contents: Contents) -> list[Html]:
     """Return the commands as lines to copy, made from what the files say."""
     lines = [_sweep_command(sweep) for sweep in contents.sweeps]
+    lines += [_check_command(check, contents.sweeps) for check in contents.checks]
     lines += [_launch_command(run, contents.sweeps) for run in contents.runs]
-    places: list[SweepFolder | RunFolder] = [*contents.sweeps, *contents.runs]
+    places: list[SweepFolder | RunFolder | CheckFolder] = [*contents.sweeps, *contents.runs, *contents.checks]
     one = [place.name for place in places if place.folder == contents.folder]
     lines.append(shlex.join(["widthwise", "report", *(one[:1] or ["."])]))
     text = "In an empty folder; what the files do not record is left at its default."
@@ -230,6 +241,14 @@ def _guessed_command(sweep: SweepFolder) -> str:
     if first:
         options["seed"] = first.seed
     return _command("sweep", {**options, "out": sweep.name})
+
+
+def _check_command(check: CheckFolder, sweeps: list[SweepFolder]) -> str:
+    origins = [sweep.name for sweep in sweeps if sweep.recipe and same_settings(check.recipe, sweep.recipe)]
+    options = check.result.options.model_dump(exclude={"validation_batches"})
+    widths = ",".join(str(at.width) for at in check.result.measured.widths) if check.result.measured else None
+    given = {**options, "widths": widths, "rule": check.result.rule, "out": check.name}
+    return _command("check", given, "/".join([*origins[:1], "recipe.json"]))
 
 
 def _launch_command(run: RunFolder, sweeps: list[SweepFolder]) -> str:

@@ -3,7 +3,7 @@
 import math
 
 from widthwise.transfer.reporting.formats import FinalistLine, TrialLine
-from widthwise.transfer.reporting.reading import BASELINE_RULE, Contents, RunFolder, SweepFolder
+from widthwise.transfer.reporting.reading import BASELINE_RULE, CheckFolder, Contents, RunFolder, SweepFolder
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,7 +52,19 @@ def _ending(trial: TrialLine) -> float | None:
 
 
 def headline(contents: Contents) -> str:
-    """Return the outcome in one sentence: of the target runs where there are any, else of the sweeps."""
+    """Return the outcome in one sentence: of the checks, and of the target runs, or else of the sweeps."""
+    checked = [_checked(check) for check in contents.checks]
+    rest = _trained(contents)
+    return "; ".join([*checked, rest] if rest else checked)
+
+
+def _checked(check: CheckFolder) -> str:
+    verdict = check.result.verdict.sentence
+    said = verdict if not verdict.startswith("inconclusive") else f"is {verdict}"
+    return f"the transfer by {check.result.rule} {said}"
+
+
+def _trained(contents: Contents) -> str:
     if not contents.runs:
         return "; ".join(_swept(sweep) for sweep in contents.sweeps)
     plan, baseline = comparison(contents.runs)

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
+from widthwise.proxies.outcome import SPECTRUM_SHARES
+from widthwise.transfer import Recipe
+from widthwise.transfer.checking.alternatives import alternatives
+from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation, Setting
 from widthwise.transfer.checking.rounds import Design, wanted
+from widthwise.transfer.checking.running import CheckOptions, CheckResult
 
 BASE = 32
 
@@ -71,6 +78,7 @@ class World:
                 name: float(size * singular * np.exp(0.03 * own[11]))
                 for name, size in (("up", 1.0), ("down", 2.0))
             },
+            spectra={"up": [float(singular) * (1 - share) for share in SPECTRUM_SHARES]},
             kappa=0.9 * (setting.width / BASE) ** self.kappa,
             coordinates={"embedding": [0.1] * 10, "logits": changes.tolist()},
         )
@@ -107,3 +115,29 @@ def carried_out(design: Callable[..., Design]) -> Callable[..., list[Observation
         return list(seen.values())
 
     return carry_out
+
+
+@pytest.fixture(scope="session")
+def checked(carried_out: Callable[..., list[Observation]]) -> Callable[..., CheckResult]:
+    """Return a function that makes the result of a check by ``fan-sqrt`` in the world that the truth makes."""
+
+    def make(plan: Design | None = None, **truth: Any) -> CheckResult:
+        runs = carried_out(plan, **truth)
+        recipe = Recipe(
+            hyperparameters=Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=2.0),
+            proxy=GPTConfig(width=BASE),
+            horizon=Horizon(),
+        )
+        measured = measure(runs, base_width=BASE)
+        return CheckResult(
+            recipe=recipe,
+            options=CheckOptions(),
+            rule="fan-sqrt",
+            verdict=judge(measured),
+            horizons={BASE: 2.0},
+            measured=measured,
+            alternatives=alternatives(recipe.at(width=128), runs),
+            observations=tuple(runs),
+        )
+
+    return make

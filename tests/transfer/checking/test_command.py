@@ -11,9 +11,7 @@ from rich.console import Console
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.transfer import Recipe
-from widthwise.transfer.checking.judging import judge
-from widthwise.transfer.checking.measuring import measure
-from widthwise.transfer.checking.running import CheckOptions, CheckResult
+from widthwise.transfer.checking.running import CheckResult
 from widthwise.transfer.checking.tables import show
 from widthwise.transfer.cli import main
 
@@ -89,24 +87,9 @@ def test_a_mistake_is_one_line(
 
 @pytest.mark.parametrize("truth", [{"decay_drift": 0.3}, {"coordinate": 0.5}, {"curvature": 0.0}])
 def test_the_table_has_a_row_per_width_and_the_verdict_last(
-    carried_out: Callable[..., Any], truth: dict[str, float]
+    checked: Callable[..., CheckResult], truth: dict[str, float]
 ) -> None:
-    runs = carried_out(**truth)
-    measured = measure(runs, base_width=32)
-    result = CheckResult(
-        recipe=Recipe(
-            hyperparameters=Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=2.0),
-            proxy=GPTConfig(width=32),
-            horizon=Horizon(),
-        ),
-        options=CheckOptions(),
-        rule="fan-sqrt",
-        verdict=judge(measured),
-        horizons={},
-        measured=measured,
-        alternatives={},
-        observations=tuple(runs),
-    )
+    result = checked(**truth)
     screen = StringIO()
     show(result, Console(file=screen, width=110))
     lines = screen.getvalue().splitlines()

@@ -127,8 +127,9 @@ def test_an_outcome_is_read_as_the_search_tells_it() -> None:
     measured = {
         "diagnostics": {
             "parameters": {
-                "up": parameter,
-                "gone": {**parameter, "top_singular_value": None},
+                "up": {**parameter, "spectrum": [1.0, 0.5]},
+                "gone": {**parameter, "top_singular_value": None, "spectrum": None},
+                "large": parameter,
                 "readout": {**parameter, "kind": "readout"},
             },
             "kinds": {"matrix": {"kappa": 0.8, "rms_ratio": 1.1, "update_ratio_over_law": 0.9}},
@@ -142,7 +143,8 @@ def test_an_outcome_is_read_as_the_search_tells_it() -> None:
         lr=0.01,
         weight_decay=2.0,
         loss=2.5,
-        top_singular_values={"up": 1.5},
+        top_singular_values={"up": 1.5, "large": 1.5},
+        spectra={"up": [1.0, 0.5]},
         kappa=0.8,
         rms_ratio=1.1,
         update_ratio=0.9,

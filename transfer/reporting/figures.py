@@ -1,0 +1,122 @@
+"""Panels drawn by matplotlib, as a file for a paper or a README."""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, get_args
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
+
+from widthwise.proxies.files import replacing
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.reporting.check_panels import check_panels
+from widthwise.transfer.reporting.panels import GREY, Look, Panel, What, colour
+from widthwise.transfer.reporting.reading import Contents, read_contents
+from widthwise.transfer.reporting.weight_panels import run_panels
+
+FORMATS = (".png", ".svg", ".pdf")
+_LOOKS: dict[Look, dict[str, Any]] = {
+    "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
+    "joined": {"linewidth": 0.6, "marker": "o", "markersize": 5, "capsize": 2},
+    "line": {"linewidth": 1.6},
+    "dashed": {"linewidth": 1.2, "linestyle": "--"},
+    "dotted": {"linewidth": 1.2, "linestyle": ":"},
+    "stars": {"linewidth": 1.2, "marker": "*", "markersize": 10},
+}
+
+
+def plot(
+    folder: Path, out: Path, what: str | None = None, *, on_left_out: Callable[[str], object] | None = None
+) -> Path:
+    """Draw what lies in `folder`, and its direct subfolders: checks, and target runs' diagnostics.
+
+    Args:
+        folder: of a check or of a target run, or one of several such.
+        out: the figure's file, ``.png``, ``.svg`` or ``.pdf``.
+        what: one kind of panel of `What`; None is all that there are.
+        on_left_out: called with the reason for each subfolder whose files are another program's.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: there is nothing to draw, a file is damaged, or the figure cannot be written.
+    """
+    if out.suffix not in FORMATS:
+        raise ConfigError(f"out: must end in {', '.join(FORMATS)}, got {str(out)!r}")
+    if what is not None and what not in get_args(What):
+        raise ConfigError(f"what: must be one of {', '.join(get_args(What))}, got {what!r}")
+    found = folder_panels(read_contents(folder, on_left_out))
+    panels = [panel for panel in found if what in (None, panel.what)]
+    if not panels:
+        there = ", ".join(dict.fromkeys(panel.what for panel in found))
+        rule = (
+            f"must be one of {there}"
+            if found
+            else "a check that trained, or runs with --diagnostics are needed"
+        )
+        raise ConfigError(f"what: {folder} holds no {what or 'plots'}; {rule}")
+    _save(draw(panels), out)
+    return out
+
+
+def folder_panels(contents: Contents) -> list[Panel]:
+    """Return all panels of a folder, a check after the other, the runs' together."""
+    checks = [panel for one in contents.checks for panel in check_panels(one.result)]
+    return checks + run_panels(contents.runs)
+
+
+def draw(panels: Sequence[Panel]) -> Figure:
+    """Return a figure of the panels, two beside each other."""
+    columns = min(2, len(panels))
+    rows = ceil(len(panels) / columns)
+    figure = Figure(figsize=(6.4 * columns, 4.4 * rows), layout="constrained")
+    for place, panel in enumerate(panels, start=1):
+        _draw(figure.add_subplot(rows, columns, place), panel)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    for one in panel.series:
+        # A label that begins with an underscore is left out of the legend.
+        style = {"color": colour(one), "label": _plain(one.label) or "_", **_LOOKS[one.look]}
+        if one.look in ("points", "joined"):
+            axes.errorbar(one.x, one.y, yerr=one.error, **style)
+        else:
+            axes.plot(one.x, one.y, **style)
+    for label, x in panel.marks.items():
+        axes.axvline(x, color=GREY, linewidth=0.8, linestyle=":")
+        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": GREY}
+        axes.text(x, 0.98, _plain(label), transform=axes.get_xaxis_transform(), **look)
+    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    axes.grid(alpha=0.25)
+    if panel.log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 8 * low else NullFormatter())
+    if panel.log == "xy":
+        axes.set_xscale("log")
+        axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(fontsize=8)
+
+
+def _plain(label: str) -> str:
+    """Return a label that matplotlib does not read as mathematics."""
+    return label.replace("$", r"\$")
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Write a figure whole or not at all; the same one twice is the same file."""
+    with matplotlib.rc_context({"svg.hashsalt": "widthwise"}):
+        try:
+            with replacing(out) as file:
+                kind = out.suffix.removeprefix(".")
+                dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+                figure.savefig(file, format=kind, dpi=120, metadata=dates.get(kind))
+        except OSError as error:
+            raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
