@@ -41,8 +41,9 @@ FAST: dict[str, Backend] = {"cpu": cpu, "cuda": cuda}
 def resolve(name: str, params: Iterable[Tensor]) -> str:
     """Return "cuda", "cpu" or "reference": what `name` stands for with these parameters on this machine.
 
-    "auto" is the back end of the device type that all parameters are on, where the machine can build it, which
-    is tried here; else the reference, which is announced once where the build is what failed.
+    "auto" is the back end of the device type that all parameters are on, where the machine can build it and, on
+    CUDA, its steps are right, which is tried here once; else the reference, which is announced once where the
+    trial is what failed.
 
     Raises:
         ValueError: if there is no such back end, or it cannot be had.
@@ -62,7 +63,7 @@ def resolve(name: str, params: Iterable[Tensor]) -> str:
     if reason is None:
         return kind
     if name != "auto":
-        raise ValueError(f"backend: {name!r} must be built first, and cannot be: {reason}")
+        raise ValueError(f"backend: {name!r} must work on this machine, and does not: {reason}")
     _announce(reason)
     return "reference"
 
@@ -73,13 +74,15 @@ def describe(kind: str = "cpu") -> tuple[str, str | None]:
     reason = _reason(kind, [device])
     if reason is not None:
         return "reference", reason
+    if kind == "cuda":
+        return f"cuda (built with {cuda.origin(device)}, agrees with the reference)", None
     found = cpu.library_or_reason()
-    origin = found.origin if kind == "cpu" and isinstance(found, Library) else cuda.origin(device)
-    return f"{kind} (built with {origin})", None
+    assert isinstance(found, Library)
+    return f"cpu (built with {found.origin})", None
 
 
 def _reason(kind: str, devices: list[torch.device]) -> str | None:
-    """Return why a fast back end cannot be had on these devices, or None; it is built here."""
+    """Return why a fast back end cannot be had on these devices, or None; it is built and tried here."""
     if kind == "cuda":
         return next(filter(None, map(cuda.unavailable, devices)), None)
     found = cpu.library_or_reason()

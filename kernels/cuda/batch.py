@@ -64,11 +64,12 @@ class Batch:
     def __init__(self, device: torch.device, sizes: list[int], records: bytes, groups: int) -> None:
         assert len(sizes) <= CAPACITY
         self.device, self.count = device, len(sizes)
-        counts = (torch.tensor(sizes, dtype=torch.int64) + CHUNK - 1) // CHUNK
+        # Tables are made on the host, whatever torch's default device is.
+        counts = (torch.tensor(sizes, dtype=torch.int64, device="cpu") + CHUNK - 1) // CHUNK
         first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        owners = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+        owners = torch.arange(len(sizes), device="cpu").repeat_interleave(counts)
         self._chunks = len(owners)
-        chunks = torch.stack([owners, torch.arange(self._chunks) - first[owners]], dim=1).int()
+        chunks = torch.stack([owners, torch.arange(self._chunks, device="cpu") - first[owners]], dim=1).int()
         self._sums = torch.empty(self._chunks, dtype=torch.float64, device=device)
         self._values = b""
         self._values_there = self._table(bytes(groups * GROUP.size + 8 * self.count))

@@ -1,7 +1,7 @@
 """The device's side: loads the kernels, launches them on torch's current stream, and copies tables to the device.
 
-Everything else in `widthwise.kernels.cuda` reaches the device through these functions. None but `unavailable`
-waits for the device.
+Everything else in `widthwise.kernels.cuda` reaches the device through these functions. None but `load` waits for
+the device.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels.cuda import compiler
-from widthwise.kernels.library import BuildError
 
 THREADS = 256  # of csrc/adamhc.cu
 KERNELS = ("adamhc_update", "adamhc_finish", "adamhc_measure", "adamhc_means")
@@ -25,16 +24,9 @@ def reaches(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-@cache
-def unavailable(device: torch.device) -> str | None:
-    """Return why the kernels cannot run on the device, or None; they are compiled and loaded here."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "torch has no CUDA device"
-    try:
-        _functions(device)
-    except (BuildError, OSError, RuntimeError) as error:
-        return str(error)
-    return None
+def is_present() -> bool:
+    """Tell whether torch has a CUDA device."""
+    return torch.cuda.is_available() and torch.version.cuda is not None
 
 
 def origin(device: torch.device) -> str:
@@ -59,13 +51,19 @@ def launch(device: torch.device, kernel: str, blocks: int, *arguments: Buffer) -
     addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        function = _functions(device)[kernel]
+        function = load(device)[kernel]
         _call("cuLaunchKernel", function, blocks, 1, 1, THREADS, 1, 1, 0, stream, addresses, None)
 
 
 @cache
-def _functions(device: torch.device) -> dict[str, ctypes.c_void_p]:
-    """Load the kernels on a device."""
+def load(device: torch.device) -> dict[str, ctypes.c_void_p]:
+    """Return the kernels on a device by name, compiled and loaded once.
+
+    Raises:
+        BuildError: if they cannot be compiled.
+        OSError: if there is no driver library.
+        RuntimeError: if the driver refuses them.
+    """
     code = compiler.cubin(_architecture(device), torch.version.cuda)
     functions = {name: ctypes.c_void_p() for name in KERNELS}
     with torch.cuda.device(device):

@@ -65,14 +65,15 @@ def _devices() -> list[Finding]:
     else:
         built = "this torch has no CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         device = Finding(what="device", found=f"cpu ({built})")
-    back_ends = [_back_end("kernel back end", "a C++ compiler such as g++", *backends.describe())]
+    back_ends = [_back_end("kernel back end", "install a C++ compiler such as g++", *backends.describe())]
     if torch.cuda.is_available():
-        back_ends += [_back_end("kernel back end on CUDA", "what is missing", *backends.describe("cuda"))]
+        remedy = 'see "The CUDA back end" in docs/kernels.md'
+        back_ends += [_back_end("kernel back end on CUDA", remedy, *backends.describe("cuda"))]
     return [device, *back_ends]
 
 
 def _back_end(what: str, remedy: str, active: str, reason: str | None) -> Finding:
-    advice = None if reason is None else f"install {remedy} for the fast one ({reason})"
+    advice = None if reason is None else f"{remedy} for the fast one ({reason})"
     return Finding(what=what, found=active, advice=advice)
 
 
