@@ -275,7 +275,7 @@ def _fitted(
         octaves=octaves,
         regret=None if measured is None else _regret(octaves, c, measured, near=near),
         curvature=c,
-        loss=float(table[:, 0].mean()) - c * minimum**2,
+        loss=fmean(float(row[0]) for row in parabolas.values()) - c * off**2,
         shift=shift,
         by_seed={
             seed: crossing.value - float(b + 2 * c_s * off) / (2 * c)
