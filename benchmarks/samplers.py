@@ -56,6 +56,8 @@ def run_sweeps(text: str, out: Path, ways: Sequence[str]) -> None:
         )
         folder = out / f"{way}-{seed}"
         result = sweep(config, folder, resume=(folder / "study.db").exists(), show_progress=False)
+        if not result.finished:
+            sys.exit(130)
         tokens = sum(record["tokens"] for record in result.records)
         print(f"{way} {seed}: {result.best.score:.4f} nats, {tokens:,} tokens", flush=True)
 
