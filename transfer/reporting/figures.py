@@ -21,7 +21,8 @@ FORMATS = (".png", ".svg", ".pdf")
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
     "joined": {"linewidth": 0.6, "marker": "o", "markersize": 5, "capsize": 2},
-    "line": {"linewidth": 1.6},
+    # Also one evaluation is seen.
+    "line": {"linewidth": 1.6, "marker": "."},
     "dashed": {"linewidth": 1.2, "linestyle": "--"},
     "dotted": {"linewidth": 1.2, "linestyle": ":"},
     "stars": {"linewidth": 1.2, "marker": "*", "markersize": 10},
