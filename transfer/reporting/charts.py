@@ -216,7 +216,7 @@ def targets(runs: Sequence[RunFolder]) -> go.Figure:
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"mode": "markers", "marker": {"size": 9}},
     "joined": {"mode": "lines+markers", "line": {"width": 0.8}, "marker": {"size": 9}},
-    "line": {"mode": "lines", "line": {"width": 2}},
+    "line": {"mode": "lines+markers", "line": {"width": 2}, "marker": {"size": 4}},
     "dashed": {"mode": "lines", "line": {"width": 1.5, "dash": "dash"}},
     "dotted": {"mode": "lines", "line": {"width": 1.5, "dash": "dot"}},
     "stars": {"mode": "lines+markers", "line": {"width": 1.5}, "marker": {"symbol": "star", "size": 13}},

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
@@ -21,7 +21,8 @@ FORMATS = (".png", ".svg", ".pdf")
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
     "joined": {"linewidth": 0.6, "marker": "o", "markersize": 5, "capsize": 2},
-    "line": {"linewidth": 1.6},
+    # Also one evaluation is seen.
+    "line": {"linewidth": 1.6, "marker": "."},
     "dashed": {"linewidth": 1.2, "linestyle": "--"},
     "dotted": {"linewidth": 1.2, "linestyle": ":"},
     "stars": {"linewidth": 1.2, "marker": "*", "markersize": 10},
@@ -96,8 +97,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 8 * low else NullFormatter())
+        if high > 8 * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plain = StrMethodFormatter("{x:g}")
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter() if high > 8 * low else plain)
     if panel.log == "xy":
         axes.set_xscale("log")
         axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])

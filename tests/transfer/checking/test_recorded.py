@@ -59,16 +59,14 @@ def test_a_check_that_its_horizon_kept_from_training_is_read_too(checked: Checke
             {"options": {"points": 4}},
             "options.points: must be odd, the rule's own value in the middle, got 4",
         ),
-        (
-            {"observations": "of width 64 alone"},
-            "observations: must hold the transferred setting at width 32",
-        ),
+        ({"measured": {"widths": []}}, "measured.base_width: is required (and 11 more)"),
+        ({"measured": {"base_width": 33}}, "measured.widths: must hold the base width 33, got [32, 64, 128]"),
     ],
 )
 def test_damage_is_one_line(checked: Checked, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     document = checked().as_json()
-    if isinstance(change.get("observations"), str):
-        change = {"observations": [one for one in document["observations"] if one["setting"]["width"] == 64]}
+    if change.get("measured") == {"base_width": 33}:
+        change = {"measured": document["measured"] | {"base_width": 33}}
     path = tmp_path / "check.json"
     path.write_text(json.dumps(document | change))
     with pytest.raises(ConfigError) as caught:
