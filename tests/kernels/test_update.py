@@ -253,6 +253,13 @@ def test_steady_state_under_noise(decay: str) -> None:
     assert ratio == pytest.approx(expected, rel=0.05)
 
 
+def test_clipping_reads_nothing_back() -> None:
+    """Tensors without memory refuse to be read by the host, which on a device would have to wait."""
+    grads = [torch.ones(size, device="meta") for size in (3, 5)]
+    norm = reference.total_norm([reference.total_norm(grads), *grads])
+    assert reference.clip_factor(norm, 0.5).is_meta
+
+
 @pytest.mark.parametrize("values", ["random", "equal"])
 def test_the_mean_of_millions_of_weights(values: str) -> None:
     """One float32 sum in sequence would be far off: 5.8 % at 30 M."""
