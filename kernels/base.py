@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from widthwise.kernels import backends, cpu, cuda, reference, sharding, validation
@@ -118,6 +119,7 @@ class DecayOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @_disable_dynamo  # a training step that is compiled calls it as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Do one step for every parameter that has a gradient; return what `closure` returns.

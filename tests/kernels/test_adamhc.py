@@ -476,6 +476,26 @@ def test_closures_and_zero_grad() -> None:
     assert weights.grad is None
 
 
+def test_a_compiled_model() -> None:
+    """Its parameters are the model's own, and a step within what is compiled is left as it is; "eager" spares
+    the compiler.
+    """
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+    inner = copy.deepcopy(plain)
+    compiled = torch.compile(inner, backend="eager")
+    assert all(a is b for a, b in zip(compiled.parameters(), inner.parameters(), strict=True))
+    for model in (plain, compiled):
+        optimizer = AdamHC(model.parameters(), **OPTIONS, clip_norm=0.5)
+        step = optimizer.step if model is plain else torch.compile(optimizer.step, backend="eager")
+        for seed in range(3):
+            optimizer.zero_grad()
+            inputs = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
+            model(inputs).square().mean().backward()
+            step()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), inner.parameters(), strict=True))
+
+
 def test_many_steps_fit_a_line() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, target = torch.randn(64, 5, generator=generator), torch.randn(5, 1, generator=generator)

@@ -118,16 +118,28 @@ def weights_and_optimizer(**options: Any) -> tuple[Tensor, AdamHC]:
     return weights, AdamHC([torch.ones(5, requires_grad=True), weights], **options)
 
 
-def test_sparse_gradients() -> None:
+@pytest.mark.parametrize(
+    ("gradient", "kind"),
+    [
+        (torch.ones(3, 2).to_sparse(), "torch.sparse_coo torch.float32"),
+        (torch.ones(3, 2, dtype=torch.complex64), "torch.strided torch.complex64"),
+    ],
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_sparse_and_complex_gradients(gradient: Tensor, kind: str, trained: bool, backend: str) -> None:
+    """At the first step, and where a plan of earlier steps is there."""
     weights, optimizer = weights_and_optimizer(clip_norm=1.0)
-    optimizer.param_groups[0]["params"][0].grad = torch.ones(5)
-    weights.grad = torch.ones(3, 2).to_sparse()
-    text = (
-        "gradient: must be dense and real, got torch.sparse_coo torch.float32 for a parameter of shape (3, 2)"
-    )
-    with refusal(text):
+    other = optimizer.param_groups[0]["params"][0]
+    weights.grad_dtype = None  # torch refuses complex ones itself unless told so
+    other.grad, weights.grad = torch.ones(5), torch.ones(3, 2)
+    if trained:
         optimizer.step()
-    assert len(optimizer.state) == 0
+    before, states = other.detach().clone(), len(optimizer.state)
+    weights.grad = gradient
+    with refusal(f"gradient: must be dense and real, got {kind} for a parameter of shape (3, 2)"):
+        optimizer.step()
+    assert torch.equal(other, before)
+    assert len(optimizer.state) == states == 2 * trained
 
 
 def test_decay_scales_of_a_stranger() -> None:

@@ -1,6 +1,6 @@
 """AdamHC on sharded parameters equals AdamHC on whole ones, for every way of sharding and any back end.
 
-Started as a script, this file is one worker of a process group.
+Started as a script, this file forks the workers of a process group, which so share its imports.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -124,20 +124,17 @@ Results = dict[int, list[dict[str, Any]]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Return what every worker of each process group has come to."""
     folder = tmp_path_factory.mktemp("workers")
-    found: Results = {}
-    for count in LAYOUTS:  # one after the other: the second reads the first's checkpoint
-        workers = [
-            subprocess.Popen(
-                [sys.executable, __file__, str(rank), str(count), str(folder)],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-        errors = [worker.communicate(timeout=120)[1] for worker in workers]
-        assert [worker.returncode for worker in workers] == [0] * count, "\n".join(errors)
-        found[count] = [torch.load(folder / f"{count}.{rank}") for rank in range(count)]
-    return found
+    ended = subprocess.run(
+        [sys.executable, __file__, str(folder)], stderr=subprocess.PIPE, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    return {count: [torch.load(folder / f"{count}.{rank}") for rank in range(count)] for count in LAYOUTS}
+
+
+def fork_workers(folder: Path) -> None:
+    """Have each process group work, one after the other: the second reads the first's checkpoint."""
+    for count in LAYOUTS:
+        multiprocessing.start_processes(worker, (count, folder), nprocs=count, start_method="fork")
 
 
 def worker(rank: int, count: int, folder: Path) -> None:
@@ -276,4 +273,4 @@ def test_gradients_are_let_go(mesh: DeviceMesh) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    fork_workers(Path(sys.argv[1]))

@@ -17,6 +17,8 @@ from torch import Tensor
 from widthwise.kernels import AdamHC, reference
 
 pytestmark = pytest.mark.usefixtures("backend")
+# What is in float64, which the others leave to it, or a law of the formulas, which they are compared with it for.
+ON_REFERENCE = pytest.mark.parametrize("backend", ["reference"], indirect=True)
 
 BETAS, EPS, LAMBDA, PEAK, C, BETA0 = (0.85, 0.93), 1e-3, 0.7, 0.05, 1.3, 0.6
 SCHEDULE = [0.01, 0.03, 0.05, 0.04, 0.02, 0.005]
@@ -164,6 +166,7 @@ def test_an_infinite_threshold_is_l2_bit_for_bit(huber_c: float, threshold: str)
     assert all(torch.equal(a, b) for a, b in zip(huber, l2, strict=True))
 
 
+@ON_REFERENCE
 def test_an_infinite_threshold_of_the_proximal_step_divides() -> None:
     weights = heavy((8,), 1).requires_grad_()
     expected = weights.detach() / (1 + PEAK * LAMBDA)
@@ -172,6 +175,7 @@ def test_an_infinite_threshold_of_the_proximal_step_divides() -> None:
     torch.testing.assert_close(weights.detach(), expected, rtol=1e-14, atol=0)
 
 
+@ON_REFERENCE
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
@@ -188,6 +192,7 @@ def test_the_worked_example(decay: str, expected: list[float]) -> None:
     np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-13)
 
 
+@ON_REFERENCE
 @pytest.mark.parametrize("decay", ["l2", "huber", "huber-prox"])
 def test_pieces_do_not_show(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors worked on apart give the bits that they give together, whatever their sizes."""
@@ -213,6 +218,7 @@ def _counted(function: Callable[..., None], sizes: list[int]) -> Callable[..., N
     return counted
 
 
+@ON_REFERENCE
 @pytest.mark.parametrize("huber_c", [1.0, 2.0, 3.0])
 def test_huber_decays_gaussian_weights_by_kappa(huber_c: float) -> None:
     """κ = erf(c/√π) is the share of the decay that is left: .575, .890, .983."""
@@ -224,6 +230,7 @@ def test_huber_decays_gaussian_weights_by_kappa(huber_c: float) -> None:
     assert kappa == pytest.approx(math.erf(huber_c / math.sqrt(math.pi)), abs=3e-3)
 
 
+@ON_REFERENCE
 @pytest.mark.parametrize("decay", ["l2", "huber", "huber-prox"])
 def test_steady_state_under_noise(decay: str) -> None:
     """RMS(θ)² relaxes to η/(2λ) as (1−ηλ)^{2t}, and ‖Δθ‖/‖θ‖ goes to √(2ηλ(1−β1)/(1+β1))."""
@@ -253,6 +260,15 @@ def test_steady_state_under_noise(decay: str) -> None:
     assert ratio == pytest.approx(expected, rel=0.05)
 
 
+@ON_REFERENCE
+def test_clipping_reads_nothing_back() -> None:
+    """Tensors without memory refuse to be read by the host, which on a device would have to wait."""
+    grads = [torch.ones(size, device="meta") for size in (3, 5)]
+    norm = reference.total_norm([reference.total_norm(grads), *grads])
+    assert reference.clip_factor(norm, 0.5).is_meta
+
+
+@ON_REFERENCE
 @pytest.mark.parametrize("values", ["random", "equal"])
 def test_the_mean_of_millions_of_weights(values: str) -> None:
     """One float32 sum in sequence would be far off: 5.8 % at 30 M."""
@@ -263,6 +279,7 @@ def test_the_mean_of_millions_of_weights(values: str) -> None:
     assert reference.abs_means([weights]).item() == pytest.approx(expected, rel=3e-7)
 
 
+@ON_REFERENCE
 @pytest.mark.parametrize(
     "n", [1, reference.CHUNK - 1, reference.CHUNK, reference.CHUNK + 1, reference.PIECE + 1]
 )
@@ -271,6 +288,7 @@ def test_the_mean_around_the_chunk_size(n: int) -> None:
     assert reference.abs_means([weights]).item() == pytest.approx(weights.abs().mean().item(), rel=1e-14)
 
 
+@ON_REFERENCE
 def test_the_first_step_has_epsilon_outside_the_bias_correction() -> None:
     """With β2 = .999 an ε that is divided too would shrink this step 31.6 times less than it does."""
     weights = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
