@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 export PYTHONSAFEPATH := 1
 
 .PHONY: help demo test test-slow lint bench clean
@@ -14,27 +15,29 @@ help:
 	@echo "make lint   formatting, style and types"
 	@echo "make bench  the optimizer's speed beside torch's own, and what a sweep costs"
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY) $(DEV): pyproject.toml setup.py constraints.txt
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $@
+
+$(DEV): EXTRAS := [dev]
 
 demo: $(READY)
 	$(BIN)/widthwise demo
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/sweep.py
 
