@@ -221,7 +221,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(
             if name.startswith("ray::"):
                 spared = False
                 continue
-            running.process.wait(60)
+            assert running.process.wait(120) == 1
             running.require_gone(but="Agent")
         running, spared = start("sweep", "--resume", "--out", out), True
     status, _, said = running.finish()
