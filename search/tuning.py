@@ -7,13 +7,16 @@ Every session starts a fresh Tune run over the same study instead.
 import json
 import math
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from widthwise.proxies.validation import RunError
 from widthwise.search.books import Books, Status
 from widthwise.search.executing import Placement
 from widthwise.search.progress import Progress
@@ -21,6 +24,8 @@ from widthwise.search.trial import trainable
 
 # Times that a trial whose worker died is started again, from its last checkpoint.
 RETRIES = 2
+# A look at the nodes asks Ray's own process, which answers within a millisecond or so.
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def run_trials(
@@ -42,9 +47,24 @@ def run_trials(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[_Watch()],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         ).fit()
+
+
+class _Watch(tune.Callback):
+    """Ends the run when no node is alive: Tune would wait for one for ever."""
+
+    def __init__(self) -> None:
+        self.next_look = 0.0
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
 
 
 class _Unsaved:
