@@ -10,7 +10,7 @@ export PYTHONSAFEPATH := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   the whole chain on real text, about five minutes on two cores"
+	@echo "make demo   the whole chain on real text, under five minutes on two cores"
 	@echo "make test   the tests, under ten minutes on two cores"
 	@echo "make lint   formatting, style and types"
 	@echo "make bench  the optimizer's speed beside torch's own, and what a sweep costs"

@@ -82,19 +82,26 @@ class ShardedCheckpoint:
 
         Raises:
             ConfigError: it belongs to another run.
+            DamagedCheckpoint: there are some, and none of them can be read: nothing is begun anew without a word.
         """
         if self._rank == 0:
             for unfinished in self._folder.glob(".step_*.unfinished"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+        damage = None
         for path in reversed(self._present()):
             try:
                 progress = load_checkpoint(path / _PROGRESS, identity, torch.device("cpu"))
                 saved = _contents(path)
             except DamagedCheckpoint as error:
                 _logger.warning("%s; going on from the one before it", error)
+                damage = error.__cause__
                 continue
             self._load(path, saved, model, optimizer, progress["optimizer_numbers"])
             return progress
+        if damage is not None:
+            reason = str(damage).partition("\n")[0]
+            rule = f"checkpoint: none in {self._folder} can be read ({reason})"
+            raise DamagedCheckpoint(f"{rule}; remove them to start anew") from damage
         return None
 
     def _load(
@@ -137,7 +144,9 @@ class ShardedCheckpoint:
         shutil.rmtree(path, ignore_errors=True)  # of a stretch that is repeated
         unfinished.rename(path)
         _flush(self._folder)
-        for old in self._present()[: -self._keep]:
+        # Those after it were damaged, or it would not have been made again: they take the place of no good one.
+        whole = [one for one in self._present() if one <= path]
+        for old in whole[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _present(self) -> list[Path]:

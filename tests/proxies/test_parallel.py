@@ -161,6 +161,28 @@ def test_a_damaged_or_unfinished_checkpoint_is_passed_over(
     assert not list(folder.glob(".*"))
 
 
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+    options = replace(OPTIONS, checkpoint=tmp_path, keep=2, checkpoint_every=2)
+    run(SPEC, options, lambda metrics: metrics.step >= 6)
+    names = ["step_000000004", "step_000000006"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    (tmp_path / names[1] / ".metadata").unlink()
+    # On from step 4, and stopped before the damaged one's step is done again.
+    run(SPEC, replace(options, keep=1, evaluations=12), lambda metrics: metrics.step >= 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000005", "step_000000006"]
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_anew(tmp_path: Path) -> None:
+    options = replace(OPTIONS, checkpoint=tmp_path, keep=2)
+    run(SPEC, options, lambda _: True)
+    (path,) = tmp_path.iterdir()
+    (path / ".metadata").write_bytes(b"damaged")
+    head = re.escape(f"checkpoint: none in {tmp_path} can be read (")
+    with pytest.raises(ConfigError, match=rf"^{head}.+\); remove them to start anew$"):
+        run(SPEC, options)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [(1_000, "File too large"), (20_000, "[^\\n]*unexpected pos[^\\n]*")],

@@ -149,9 +149,9 @@ def find_optimum(
     counts 1/(1 + d⁴): the nearest decide, since no landscape is a parabola far from its minimum. The minimum's
     interval is Fieller's: every x at which the seeds' slopes, b + 2c·x, cannot be told from zero by a t-test. It is
     exact for normal errors however few the seeds are, and without ends where the landscape is not convex beyond
-    doubt; the minimum then counts as not bracketed. With a `scatter` pooled over several lines, which must hold for
-    this one too, it is much narrower. So it does where its best point has no neighbour with a
-    finite loss on one side, where the fitted minimum lies outside the points measured, and with one seed.
+    doubt; the minimum then counts as not bracketed. So it does where its best point has no neighbour with a finite loss
+    on one side, where the fitted minimum lies outside the points measured, and with one seed. With a `scatter` pooled
+    over several lines, which must hold for this one too, the interval is much narrower.
     What the seeds cannot know is that landscapes are lopsided: the interval is widened on both sides by as much
     as a cubic, fitted in the same way to four points or more, would move the minimum.
     """

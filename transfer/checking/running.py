@@ -185,7 +185,7 @@ class _Study:
         outcomes = run_all(
             lambda outcomes: [self._run(setting) for setting in wanted(self.design, self.seen(outcomes))],
             out,
-            config=_identity(self.recipe, self.rule, self.tokens),
+            config=self.identity(),
             data=self.options.data,
             what="check",
             resume=resume,
@@ -193,6 +193,21 @@ class _Study:
             show_progress=show_progress,
         )
         return self.seen(outcomes)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed check's runs must share, whatever their seeds, widths and grids.
+
+        A rule is known by what it does: a recipe's own keeps its name where it is calibrated anew.
+        """
+        wider = self.plan(Setting(width=2 * self.design.base_width, seed=0))
+        return {
+            **_identity(self.recipe, self.rule),
+            "tokens": self.tokens,
+            "validation_batches": self.options.validation_batches,
+            "rule_at_twice_the_width": {
+                kind: wider.settings(kind).model_dump(mode="json") for kind in wider.kinds
+            },
+        }
 
     def seen(self, outcomes: Mapping[str, Outcome]) -> dict[Setting, Observation]:
         """Return the observations that belong to this design; a folder may hold more."""
@@ -258,10 +273,10 @@ def undecayed_steps(plan: Plan) -> int:
     return max(2, sum(1 for _ in takewhile(lambda so_far: so_far <= MOST_DECAY, decayed)))
 
 
-def _identity(recipe: Recipe, rule: str, tokens: int | None = None) -> dict[str, Any]:
-    """Return what makes two checks' runs the same, whatever their seeds, widths and grids."""
+def _identity(recipe: Recipe, rule: str) -> dict[str, Any]:
+    """Return what was checked."""
     parts = recipe.model_dump(mode="json", include={"hyperparameters", "proxy", "horizon"})
-    return {**parts, "rule": rule} if tokens is None else {**parts, "rule": rule, "tokens": tokens}
+    return {**parts, "rule": rule}
 
 
 def plain(record: "DataclassInstance") -> dict[str, Any]:

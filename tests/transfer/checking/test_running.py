@@ -185,6 +185,21 @@ def test_a_mistake_is_named_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_check_goes_on_only_with_what_the_rule_did_and_the_same_validation() -> None:
+    def identity(exponent: float = 0.6, **options: Any) -> dict[str, Any]:
+        own = CustomRule(name="calibrated", weight_decay_exponent=exponent)
+        recipe = RECIPE.model_copy(update={"rule": own})
+        found = running._Study(recipe, QUICK.model_copy(update=options)).identity()
+        assert json.loads(json.dumps(found)) == found
+        return found
+
+    same = identity()
+    assert same["rule"] == "calibrated"
+    assert identity(seeds=5, widths=(16, 32, 128), points=7) == same
+    assert identity(0.7) != same
+    assert identity(validation_batches=3) != same
+
+
 @pytest.fixture
 def result_in(carried_out: Callable[..., list[Observation]]) -> Callable[..., CheckResult]:
     """Return a function that makes a check's result in the world that the truth makes."""
