@@ -133,6 +133,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def fork_workers(folder: Path) -> None:
     """Have each process group work, one after the other: the second reads the first's checkpoint."""
+    import torch._dynamo  # noqa: F401 - every optimizer of torch does, in each worker otherwise
+
     for count in LAYOUTS:
         multiprocessing.start_processes(worker, (count, folder), nprocs=count, start_method="fork")
 
