@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from widthwise.kernels import backends, cpu, cuda, reference, validation
-from widthwise.kernels.base import DecayOptimizer, Plan, Work
+from widthwise.kernels import backends, cuda, plan, reference, validation
+from widthwise.kernels.base import DecayOptimizer, Work
 from widthwise.kernels.precision import Precision
 from widthwise.kernels.reference import Batch, Decay
 
@@ -124,7 +124,7 @@ class AdamHC(DecayOptimizer):
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         reference.update(batch, group["betas"], group["eps"])
 
-    def _divide(self) -> tuple[Plan | None, Work]:
+    def _divide(self) -> tuple[plan.Plan | None, Work]:
         """Return the plan for parameters that fit the fast back end, and what is left to the reference."""
         if self._plan is not None:
             if self._plan.holds(self.param_groups, self.state):
@@ -142,7 +142,7 @@ class AdamHC(DecayOptimizer):
             fits = [fast.fits(param, self.precision) for param in params]
             taken = list(compress(params, fits))
             states = self._prepared(group, taken, fast.abs_means)
-            fitting.append(cpu.Work(group=group, params=taken, states=states))
+            fitting.append(plan.Work(group=group, params=taken, states=states))
             rest.append((group, [param for param, fit in zip(params, fits, strict=True) if not fit]))
         complete = not any(params for _, params in rest)
         self._plan = fast.Plan(self.param_groups, self.state, fitting, self.precision, complete=complete)

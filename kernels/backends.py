@@ -24,7 +24,7 @@ _logger = logging.getLogger("widthwise")
 class Backend(Protocol):
     """What a fast back end has, as a module."""
 
-    Plan: Any  # a class with the methods of `cpu.Plan`
+    Plan: Any  # a `plan.Plan`
 
     def fits(self, param: Tensor, precision: Precision, /) -> bool:
         """Tell whether it takes the parameter."""

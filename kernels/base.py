@@ -12,13 +12,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from widthwise.kernels import backends, cpu, cuda, reference, sharding, validation
+from widthwise.kernels import backends, cuda, reference, sharding, validation
 from widthwise.kernels.means import WeightMeans
+from widthwise.kernels.plan import Plan
 from widthwise.kernels.precision import Precision, State, round_stochastically_, weights_of, widened
 from widthwise.kernels.reference import Batch
 from widthwise.kernels.sharding import Shards
 
-Plan = cpu.Plan | cuda.Plan
 Work = list[
     tuple[dict[str, Any], list[Tensor]]
 ]  # groups with those of their parameters that are to be updated

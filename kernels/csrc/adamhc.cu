@@ -15,7 +15,7 @@ constexpr int THREADS = 256;
 constexpr int WIDTH = 4;                         // elements of a 128-bit access
 constexpr int UNROLL = 2;                        // accesses of a thread to each array that are under way at once
 constexpr int TILE = THREADS * WIDTH * UNROLL;   // elements of a block's turn
-constexpr long long CHUNK = 8 * TILE;            // elements of a block; kernels/cuda/plan.py has it too
+constexpr long long CHUNK = 8 * TILE;            // elements of a block; kernels/cuda/batch.py has it too
 
 // The options of a group, whose learning rate may be a tensor on the device.
 struct Group {
@@ -29,7 +29,7 @@ struct Chunk {
     int tensor, index;
 };
 
-// The tensors of a launch. kernels/cuda/plan.py packs it, and all that it points to.
+// The tensors of a launch. kernels/cuda/batch.py packs it, and all that it points to.
 struct Batch {
     const Record* records;
     const Group* groups;
@@ -49,7 +49,7 @@ struct alignas(16) Quad {
     float lane[WIDTH];
 };
 
-static_assert(sizeof(Record) == 80 && sizeof(Group) == 104 && sizeof(Batch) == 64, "as kernels/cuda/plan.py packs them");
+static_assert(sizeof(Record) == 80 && sizeof(Group) == 104 && sizeof(Batch) == 64, "as kernels/cuda/batch.py packs them");
 
 // Says that a pointer from a table leads to global memory, which makes its accesses faster.
 template <class T>

@@ -15,14 +15,14 @@ namespace adamhc {
 
 enum Decay : long long { NONE, L2, HUBER, HUBER_PROX };
 
-// What the tensors of one group share at one step. kernels/cpu.py packs it.
+// What the tensors of one group share at one step. kernels/plan.py packs it.
 struct Options {
     double lr, max_lr, beta1, beta2, eps, weight_decay, huber_c, threshold_beta;
     Decay decay;
     long long corrected, ema;  // booleans
 };
 
-// One tensor: its memory, its state and its own decay scale, but for the gradient, which moves. kernels/cpu.py packs it.
+// One tensor: its memory, its state and its own decay scale, but for the gradient, which moves. kernels/plan.py packs it.
 struct Record {
     float *theta, *m, *v, *step;
     float *abs_mean, *nonfinite;  // with a Huber decay

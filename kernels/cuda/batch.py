@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widthwise.kernels import validation
+from widthwise.kernels import plan
 from widthwise.kernels.cuda import driver
 
 # Of csrc/adamhc.cu.
 CAPACITY = 2048
 CHUNK = 1 << 14
 
-# The structs of csrc/adamhc.h and csrc/adamhc.cu.
-GROUP = struct.Struct("=8d3q2Q")
-POINTERS = 7
-RECORD = struct.Struct(f"={POINTERS}Qd2q")
+# The structs of csrc/adamhc.cu.
+POINTERS = struct.Struct("=2Q")
+GROUP_SIZE = plan.OPTIONS.size + POINTERS.size
 BATCH = struct.Struct("=8Q")
 
 
@@ -28,20 +27,7 @@ def group_row(group: dict[str, Any], device: torch.device) -> bytes:
     if is_on_device(lr, device):
         pointers[lr.dtype is torch.float64] = lr.data_ptr()
         lr = 0.0
-    huber = group["decay"] in validation.HUBER
-    return GROUP.pack(
-        lr,
-        group["max_lr"],
-        *group["betas"],
-        group["eps"],
-        group["weight_decay"],
-        group["huber_c"] if huber else 0.0,
-        group["threshold_beta"],
-        validation.DECAYS.index(group["decay"]),
-        group["corrected"],
-        group["threshold"] == "ema",
-        *pointers,
-    )
+    return plan.pack_options(group, lr) + POINTERS.pack(*pointers)
 
 
 def is_on_device(lr: object, device: torch.device) -> bool:
@@ -51,8 +37,7 @@ def is_on_device(lr: object, device: torch.device) -> bool:
 
 def record(tensors: Sequence[Tensor], group: int) -> bytes:
     """Pack a tensor's weights and state, in the order of csrc/adamhc.h's Record, and its group's index."""
-    absent = [0] * (POINTERS - len(tensors))
-    return RECORD.pack(*map(Tensor.data_ptr, tensors), *absent, 0.0, tensors[0].numel(), group)
+    return plan.pack_record(list(map(Tensor.data_ptr, tensors)), 0.0, tensors[0].numel(), group)
 
 
 class Batch:
@@ -72,9 +57,9 @@ class Batch:
         chunks = torch.stack([owners, torch.arange(self._chunks, device="cpu") - first[owners]], dim=1).int()
         self._sums = torch.empty(self._chunks, dtype=torch.float64, device=device)
         self._values = b""
-        self._values_there = self._table(bytes(groups * GROUP.size + 8 * self.count))
+        self._values_there = self._table(bytes(groups * GROUP_SIZE + 8 * self.count))
         self._tables = [self._table(content) for content in (records, _bytes(chunks), _bytes(first))]
-        self._scales = self._values_there.data_ptr() + groups * GROUP.size
+        self._scales = self._values_there.data_ptr() + groups * GROUP_SIZE
         self._arguments = ctypes.create_string_buffer(BATCH.size)
         self._gradients = ctypes.create_string_buffer(8 * CAPACITY)
 

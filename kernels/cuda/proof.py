@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels import reference, validation
-from widthwise.kernels.cpu import Work
 from widthwise.kernels.cuda import driver
 from widthwise.kernels.cuda.batch import CHUNK
 from widthwise.kernels.cuda.plan import Plan, abs_means
 from widthwise.kernels.library import BuildError
 from widthwise.kernels.means import Measure
+from widthwise.kernels.plan import Work
 
 OPTIONS: dict[str, Any] = {
     "lr": 0.02,

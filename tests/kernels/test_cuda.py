@@ -19,6 +19,7 @@ from torch import Tensor
 from widthwise.kernels import AdamHC, backends, cuda
 from widthwise.kernels.cuda import batch as batches
 from widthwise.kernels.cuda import plan
+from widthwise.kernels.plan import pack_record
 
 from .emulation import Emulation, emulate
 
@@ -288,7 +289,7 @@ def test_offsets_have_64_bits(emulation: Emulation) -> None:
 
     step = torch.tensor(4.0)
     theta, exp_avg, exp_avg_sq, gradient = (there.data_ptr() - 4 * beyond for there in (tail, m, v, grad))
-    record = batches.RECORD.pack(theta, exp_avg, exp_avg_sq, step.data_ptr(), 0, 0, 0, 0.0, beyond + 5, 0)
+    record = pack_record([theta, exp_avg, exp_avg_sq, step.data_ptr()], 0.0, beyond + 5, 0)
     batch = batches.Batch(cpu, [beyond + 5], record, 1)
     batch.send(batches.group_row(expected.param_groups[0], cpu) + struct.pack("=d", 1.0))
     emulation.capturing = True

@@ -1,0 +1,202 @@
+"""A plan: what a fast back end keeps from one step to the next. Here are its books; a back end adds the step.
+
+The structs are those of `csrc/adamhc.h`, which the back ends share.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import attrgetter, is_, is_not
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from widthwise.kernels import validation
+from widthwise.kernels.precision import DEFAULT, Precision, State
+
+OPTIONS = struct.Struct("=8d3q")
+POINTERS = 7
+RECORD = struct.Struct(f"={POINTERS}Qd2q")
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Parameters of one group that fit, with their states, which have all that the group's options need."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    states: list[State]
+
+
+class Plan:
+    """Parameters that are updated together, with all that stays the same from one step to the next.
+
+    A plan `holds` while that is so, which costs far less to find out than a new plan. `complete` says that
+    the work is all that the groups have to do.
+
+    Raises:
+        ValueError: if a state has a tensor of a wrong shape.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, State],
+        work: list[Work],
+        precision: Precision = DEFAULT,
+        *,
+        complete: bool,
+    ) -> None:
+        self._groups, self._state, self._complete = groups, state, complete
+        self._work = [item for item in work if item.params]
+        self._params = [param for item in self._work for param in item.params]
+        self._huber = [item.group["decay"] in validation.HUBER for item in self._work for _ in item.params]
+        self._idle = [param for group in groups for param in group["params"] if param.grad is None]
+        for item in self._work:
+            for param, own in zip(item.params, item.states, strict=True):
+                _settle(param, own, names(item.group), precision.moment_dtype(param))
+        self._names = self._present_names()
+        self._objects = self._present_objects()
+        # Held, because their memory must not become another's.
+        self._tensors = [*self._params, *chain.from_iterable(map(_tensors, self._work))]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._sizes = list(map(Tensor.numel, self._params))
+        self._dtypes, self._on_cpu = (
+            [param.dtype for param in self._params],
+            all(param.is_cpu for param in self._params),
+        )
+        self._grads: list[Tensor] = list(map(_grad, self._params))
+        self._versions, self._steps = list(map(_version, self._params)), 0
+
+    def grad_norm(self, grads: list[Tensor]) -> Tensor:
+        """Return ‖g‖₂ over these gradients, 0-dim, at least in float32; writes nothing."""
+        raise NotImplementedError
+
+    def run(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None = None) -> None:
+        """Do one step in place: parameters, moments, step counts, and what the thresholds need.
+
+        Gradients are multiplied by `factor`; a `found_inf` other than 0 skips the step.
+        """
+        raise NotImplementedError
+
+    def holds(self, groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> bool:
+        """Tell whether nothing has changed but gradients and the numbers in the groups."""
+        if not self._complete or groups is not self._groups or state is not self._state:
+            return False
+        objects, params = self._present_objects(), self._params
+        self._grads = list(map(_grad, params))
+        return (
+            len(objects) == len(self._objects)
+            and all(map(is_, objects, self._objects))
+            and self._names == self._present_names()
+            and all(map(is_, map(_grad, self._idle), repeat(None)))
+            and all(map(is_not, self._grads, repeat(None)))
+            # Each of the plan's steps counts one on, and counters never go back.
+            and sum(map(_version, params)) == sum(self._versions) + self._steps * len(params)
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(Tensor.numel, params)) == self._sizes
+            and all(map(Tensor.is_contiguous, params))
+        )
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients in the layout and dtype of the parameters, copied where theirs is another.
+
+        Raises:
+            ValueError: if one is sparse, complex or of another size.
+        """
+        grads, self._grads = self._grads, []  # which may be freed after the step
+        alike, on_cpu = zip(grads, self._dtypes, strict=True), self._on_cpu
+        # A sparse one is never contiguous.
+        plain = [
+            grad.dtype is dtype and grad.is_cpu is on_cpu and grad.is_contiguous() for grad, dtype in alike
+        ]
+        if all(plain) and list(map(Tensor.numel, grads)) == self._sizes:
+            return grads
+        for param, grad in zip(self._params, grads, strict=True):
+            validation.check_gradient(param)
+            if grad.shape != param.shape:
+                shapes = f"{tuple(param.shape)}, got {tuple(grad.shape)}"
+                raise ValueError(f"gradient: must have the shape of its parameter, {shapes}")
+        pairs = zip(grads, self._params, strict=True)
+        return [grad.to(param.device, param.dtype).contiguous() for grad, param in pairs]
+
+    def untouched(self) -> list[Tensor]:
+        """Return the parameters whose means are in the states: Huber's, unchanged since the last step."""
+        # Parameters come first among the addresses.
+        known = zip(self._params, self._huber, self._versions, self._addresses, strict=False)
+        return [
+            param
+            for param, huber, version, address in known
+            if huber and (version + self._steps, address) == (param._version, param.data_ptr())
+        ]
+
+    def _count_step(self) -> None:
+        """Tell autograd that the parameters have changed, and remember that it was this plan."""
+        torch.autograd.graph.increment_version(self._params)
+        self._steps += 1
+
+    def _present_objects(self) -> list[Any]:
+        """Return what must stay the same object: parameters, states, and all that is in them."""
+        states = list(self._state.values())
+        objects = [param for group in self._groups for param in group["params"]]
+        return [*objects, *states, *chain.from_iterable(map(dict.values, states))]
+
+    def _present_names(self) -> list[tuple[str, ...]]:
+        return [names(item.group) for item in self._work]
+
+
+_grad, _version = attrgetter("grad"), attrgetter("_version")
+
+
+def names(group: dict[str, Any]) -> tuple[str, ...]:
+    """Name the state's tensors in the order of csrc/adamhc.h's Record."""
+    if group["decay"] not in validation.HUBER:
+        return (*MOMENTS, "step")
+    average = ("threshold_ema",) if group["threshold"] == "ema" else ()
+    return (*MOMENTS, "step", "abs_mean", "nonfinite", *average)
+
+
+def pack_options(group: dict[str, Any], lr: float) -> bytes:
+    """Pack a group's options, with this learning rate."""
+    huber = group["decay"] in validation.HUBER
+    return OPTIONS.pack(
+        lr,
+        group["max_lr"],
+        *group["betas"],
+        group["eps"],
+        group["weight_decay"],
+        group["huber_c"] if huber else 0.0,
+        group["threshold_beta"],
+        validation.DECAYS.index(group["decay"]),
+        group["corrected"],
+        group["threshold"] == "ema",
+    )
+
+
+def pack_record(addresses: Sequence[int], decay_scale: float, numel: int, group: int) -> bytes:
+    """Pack a tensor: the addresses of its weights and of its state in the order of `names`, and its group's index."""
+    absent = [0] * (POINTERS - len(addresses))
+    return RECORD.pack(*addresses, *absent, decay_scale, numel, group)
+
+
+def _tensors(item: Work) -> Iterator[Tensor]:
+    own = (*names(item.group), "master")
+    return (state[name] for state in item.states for name in own if name in state)
+
+
+def _settle(param: Tensor, state: State, own: Iterable[str], moment_dtype: torch.dtype) -> None:
+    """Make the state's tensors what kernels take; a loaded state may have any device, dtype and strides."""
+    for name in own:
+        dtype = moment_dtype if name in MOMENTS else torch.float32
+        tensor = torch.as_tensor(state[name], dtype=dtype, device=param.device).contiguous()
+        shape = param.shape if name in MOMENTS else ()
+        if tensor.shape != shape:
+            owner = "of its parameter, " if name in MOMENTS else ""
+            raise ValueError(
+                f"state: {name} must have the shape {owner}{tuple(shape)}, got {tuple(tensor.shape)}"
+            )
+        state[name] = tensor
