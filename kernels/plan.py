@@ -21,6 +21,9 @@ POINTERS = 7
 RECORD = struct.Struct(f"={POINTERS}Qd2q")
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM = (*MOMENTS, "step")
+_HUBER = (*_ADAM, "abs_mean", "nonfinite")
+_AVERAGED = (*_HUBER, "threshold_ema")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +158,8 @@ _grad, _version = attrgetter("grad"), attrgetter("_version")
 def names(group: dict[str, Any]) -> tuple[str, ...]:
     """Name the state's tensors in the order of csrc/adamhc.h's Record."""
     if group["decay"] not in validation.HUBER:
-        return (*MOMENTS, "step")
-    average = ("threshold_ema",) if group["threshold"] == "ema" else ()
-    return (*MOMENTS, "step", "abs_mean", "nonfinite", *average)
+        return _ADAM
+    return _AVERAGED if group["threshold"] == "ema" else _HUBER
 
 
 def pack_options(group: dict[str, Any], lr: float) -> bytes:
