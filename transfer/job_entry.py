@@ -1,4 +1,4 @@
-"""Runs a widthwise command as a Ray job: copied beside ``job.json`` into the job's working directory.
+"""Runs a widthwise command as a Ray job: copied beside `JOB` into the job's working directory.
 
 Its last line of output says how the command ended, because Ray's status does not: a head that dies and comes
 back may call a job succeeded that was cut short.
@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 MARK = "widthwise-job: "
+JOB = "widthwise_job.json"
 
 
 def main() -> None:
-    """Run the command in ``job.json``, if the cluster has the version that it was submitted with."""
-    job = json.loads(Path("job.json").read_text(encoding="utf-8"))
+    """Run the command in `JOB`, if the cluster has the version that it was submitted with."""
+    job = json.loads(Path(JOB).read_text(encoding="utf-8"))
     status = _refusal(job["version"]) or _run(job["argv"])
     result = Path(job["out"], "result.json")
     ended = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None

@@ -20,10 +20,12 @@ from typing import Any
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.transfer import job_entry
 from widthwise.transfer.dashboard import dashboard, require_guarded
-from widthwise.transfer.job_entry import MARK
+from widthwise.transfer.job_entry import JOB, MARK
 
 STOP_SECONDS = 60
 READY_SECONDS = 60
+# No name that a user's own module has, which lies beside it.
+ENTRY = "widthwise_job.py"
 
 # Loggers that narrate every request; Ray sets each to INFO by itself.
 _TALKATIVE = (
@@ -110,7 +112,7 @@ class Cluster:
         with _working_directory(submission) as folder:
             _once_ready(
                 lambda: self._client.submit_job(
-                    entrypoint="python job.py",
+                    entrypoint=f"python {ENTRY}",
                     submission_id=job_id,
                     runtime_env={"working_dir": str(folder)},
                     metadata={"widthwise": version("widthwise"), "out": submission.out},
@@ -278,7 +280,7 @@ def _working_directory(submission: Submission) -> Iterator[Path]:
         if submission.wheel is not None:
             with zipfile.ZipFile(submission.wheel) as wheel:
                 wheel.extractall(folder)
-        shutil.copy2(job_entry.__file__, folder / "job.py")
+        shutil.copy2(job_entry.__file__, folder / ENTRY)
         job = {"version": version("widthwise"), "argv": list(submission.argv), "out": submission.out}
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
         yield folder

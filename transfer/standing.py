@@ -31,9 +31,11 @@ def _part(place: Path) -> dict[str, Any] | None:
     if (place / "plan.json").exists():
         return _target(place, read_run(place))
     study = study_status(place)
-    if study is not None and study["state"] == "stopped" and any((place / end).exists() for end in _ENDS):
-        return {**study, "state": "finished"}
-    return study
+    if study is None or study["state"] == "running" or study["running"]:
+        # One that was resumed and stopped has the file of its former end.
+        return study
+    ended = any((place / end).exists() for end in _ENDS)
+    return {**study, "state": "finished"} if ended else study
 
 
 def _target(place: Path, run: RunFolder) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
-from widthwise.transfer.jobs import Job, Submission, _working_directory, visible
+from widthwise.transfer.jobs import ENTRY, Job, Submission, _working_directory, visible
 
 PROXY = GPTConfig(width=32, context=64)
 STEPS = 240
@@ -353,10 +353,10 @@ def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
         )
     submission = Submission(argv=["launch"], out=str(tmp_path), files={}, wheel=wheel)
     with _working_directory(submission) as folder:
-        job = json.loads((folder / "job.json").read_text())
-        (folder / "job.json").write_text(json.dumps(job | {"version": "9.9.9"}))
+        job = json.loads((folder / job_entry.JOB).read_text())
+        (folder / job_entry.JOB).write_text(json.dumps(job | {"version": "9.9.9"}))
         done = subprocess.run(
-            [sys.executable, "job.py"],
+            [sys.executable, ENTRY],
             cwd=folder,
             # As a cluster starts it, whose own package is installed and not on a path of an editor's.
             env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
@@ -368,11 +368,16 @@ def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
 
 
 def test_a_cluster_with_another_version_is_told_and_trains_nothing(tmp_path: Path) -> None:
-    shutil.copy2(job_entry.__file__, tmp_path / "job.py")
+    shutil.copy2(job_entry.__file__, tmp_path / ENTRY)
     job = {"version": "0.0.0", "argv": ["launch"], "out": str(tmp_path)}
-    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / job_entry.JOB).write_text(json.dumps(job))
     done = subprocess.run(
-        [sys.executable, "job.py"], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ
+        [sys.executable, ENTRY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
     )
     found = job_entry.version("widthwise")
     told = f"the cluster must have widthwise 0.0.0, got {found}; install it on every node, or submit with --wheel"

@@ -67,14 +67,19 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     stopped = status(capsys, swept.out)
     assert stopped == (0, "\n".join([f"{swept.out}: sweep, stopped", *said, ""]), "")
     assert contents(swept.out) == before
+    # A recipe of a former end does not make it finished.
     (swept.out / "recipe.json").write_text("{}")
     _, printed, _ = status(capsys, swept.out.parent, "--json")
     [part] = json.loads(printed)["parts"]
-    assert (part["state"], part["best"]["loss"], part["running"]) == (
-        "finished",
-        3.25,
-        [{"trial": "5", "step": 5, "loss": 4.25}],
-    )
+    interrupted = [{"trial": "5", "step": 5, "loss": 4.25}]
+    assert (part["state"], part["best"]["loss"], part["running"]) == ("stopped", 3.25, interrupted)
+    resumed = Ledger(swept.config, swept.out, resume=True)
+    resumed.next()
+    resumed.finish(5, "completed", {"loss": 3.5, "tokens": 10240, "seconds": 1.5})
+    resumed.close()
+    _, printed, _ = status(capsys, swept.out, "--json")
+    [part] = json.loads(printed)["parts"]
+    assert (part["state"], part["running"]) == ("finished", [])
 
 
 def write_target(folder: Path, **result: Any) -> None:
