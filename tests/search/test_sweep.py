@@ -196,37 +196,52 @@ def reports(out: Path) -> int:
     return sum(len(trial.intermediate_values) for trial in trials(out))
 
 
-def victims(running: Any, name: str) -> list[int]:
-    pids = {pid: command for pid, command in running.processes().items() if name in command}
-    return list(pids)
+def kill_processes(running: Any, name: str) -> None:
+    for pid in [pid for pid, command in running.processes().items() if name in command]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def disturb(
+    start: Callable[..., Any], text: Path, out: Path, *, total: int, kills: int, chance: random.Random
+) -> int:
+    """Sweep to the end, which has `total` reports, killing at most `kills` times on the way; return how often."""
+    running, spared = start(*sweep_of(text), "--out", out), True
+    for done in range(kills):
+        goal = min(reports(out) + chance.randint(1, 3), total)
+        running.until(lambda goal=goal: reports(out) >= goal)
+        if goal == total:
+            kills = done
+            break
+        name = chance.choice(["ray::ImplicitFunc", "raylet/raylet", "driver"])
+        if name.startswith("ray::") and spared:
+            kill_processes(running, name)
+            # A trial may lose its worker twice in a session: none is killed again.
+            spared = False
+            continue
+        if name == "raylet/raylet":
+            kill_processes(running, name)
+            # Workers go on without it until Ray notices, perhaps to the end.
+            if running.process.wait(120) == 0:
+                return done + 1
+            running.require_gone(but="Agent")
+        else:
+            running.kill()
+        running, spared = start("sweep", "--resume", "--out", out), True
+    status, _, said = running.finish()
+    assert status == 0, said
+    return kills
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(
+def test_sweeps_killed_at_random_moments_end_as_an_undisturbed_one(
     start: Callable[..., Any], undisturbed: Path, real_text: Path, tmp_path: Path
 ) -> None:
-    out, kills, chance = tmp_path / "sweep", 20, random.Random(20)
-    running, spared = start(*sweep_of(real_text), "--out", out), True
-    for _ in range(kills):
-        goal = reports(out) + chance.randint(1, 3)
-        running.until(lambda goal=goal: reports(out) >= goal)
-        name = chance.choice(["ray::ImplicitFunc", "raylet/raylet", "driver"])
-        # A trial may lose its worker twice in a session: no worker is killed again.
-        if name == "driver" or (name.startswith("ray::") and not spared):
-            running.kill()
-        else:
-            for pid in victims(running, name):
-                os.kill(pid, signal.SIGKILL)
-            if name.startswith("ray::"):
-                spared = False
-                continue
-            assert running.process.wait(120) == 1
-            running.require_gone(but="Agent")
-        running, spared = start("sweep", "--resume", "--out", out), True
-    status, _, said = running.finish()
-    assert status == 0, said
-    assert outcomes(out) == outcomes(undisturbed)
+    kills, chance = 20, random.Random(20)
+    while kills > 0:
+        out = tmp_path / f"sweep-{kills}"
+        kills -= disturb(start, real_text, out, total=reports(undisturbed), kills=kills, chance=chance)
+        assert outcomes(out) == outcomes(undisturbed)
 
 
 def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
