@@ -201,14 +201,17 @@ def kill_processes(running: Any, name: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def disturb(start: Callable[..., Any], text: Path, out: Path, chance: random.Random, kills: int) -> int:
-    """Sweep to the end, killing at most `kills` times on the way; return how often."""
+def disturb(
+    start: Callable[..., Any], text: Path, out: Path, *, total: int, kills: int, chance: random.Random
+) -> int:
+    """Sweep to the end, which has `total` reports, killing at most `kills` times on the way; return how often."""
     running, spared = start(*sweep_of(text), "--out", out), True
     for done in range(kills):
-        goal = reports(out) + chance.randint(1, 3)
-        running.until(lambda run=running, goal=goal: run.process.poll() == 0 or reports(out) >= goal)
-        if running.process.poll() == 0:
-            return done
+        goal = min(reports(out) + chance.randint(1, 3), total)
+        running.until(lambda goal=goal: reports(out) >= goal)
+        if goal == total:
+            kills = done
+            break
         name = chance.choice(["ray::ImplicitFunc", "raylet/raylet", "driver"])
         if name.startswith("ray::") and spared:
             kill_processes(running, name)
@@ -237,7 +240,7 @@ def test_sweeps_killed_at_random_moments_end_as_an_undisturbed_one(
     kills, chance = 20, random.Random(20)
     while kills > 0:
         out = tmp_path / f"sweep-{kills}"
-        kills -= disturb(start, real_text, out, chance, kills)
+        kills -= disturb(start, real_text, out, total=reports(undisturbed), kills=kills, chance=chance)
         assert outcomes(out) == outcomes(undisturbed)
 
 
