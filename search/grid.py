@@ -107,7 +107,13 @@ class Grid(Books):
         self.more, self.data = more, data
         self._told = -1
         self._runs: Sequence[Run] = ()
-        layout = Layout(what=what, database="runs.db", records="runs.jsonl", folder="runs")
+        layout = Layout(
+            what=what,
+            database="runs.db",
+            records="runs.jsonl",
+            folder="runs",
+            foreign={"study.db": "a sweep"},
+        )
         super().__init__(out, layout, config, resume=resume)
 
     @property

@@ -21,7 +21,7 @@ SWEEP = Layout(
     database="study.db",
     records="trials.jsonl",
     folder="trials",
-    foreign={"recipe.json": "a recipe that no sweep in it made"},
+    foreign={"recipe.json": "a recipe that no sweep in it made", "runs.db": "a check"},
 )
 
 # measured (docs/results/search/samplers.md): so many trials of every form of decay are not stopped.

@@ -117,8 +117,9 @@ def last_checkpoint(out: Path) -> int | None:
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
     """Make the folder, or raise a ConfigError where it holds something else."""
     path = out / "plan.json"
-    if (out / "study.db").exists():
-        raise ConfigError(f"out: {out} holds a sweep; name another folder")
+    for name, content in (("study.db", "a sweep"), ("runs.db", "a check")):
+        if (out / name).exists():
+            raise ConfigError(f"out: {out} holds {content}; name another folder")
     if path.exists() and not resume:
         raise ConfigError(
             f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"

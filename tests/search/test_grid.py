@@ -172,6 +172,12 @@ def test_a_resumed_grid_must_be_the_one_that_was_started(opened: Callable[..., G
     with pytest.raises(ConfigError) as caught:
         opened(resume=True)
     assert str(caught.value) == f"out: {out} holds no check to resume"
+    out.mkdir()
+    (out / "study.db").touch()
+    with pytest.raises(ConfigError) as caught:
+        opened()
+    assert str(caught.value) == f"out: {out} holds a sweep; name another folder"
+    (out / "study.db").unlink()
     opened().close()
     with pytest.raises(ConfigError) as caught:
         opened()

@@ -480,14 +480,24 @@ def test_a_folder_with_a_sweep_is_not_swept_again(opened: Callable[..., Ledger],
     assert sorted((tmp_path / "sweep").iterdir()) == before
 
 
-def test_a_recipe_of_another_origin_is_not_overwritten(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.json", "a recipe that no sweep in it made"),
+        ("runs.db", "a check"),
+        ("plan.json", "a target run"),
+    ],
+)
+def test_a_folder_of_something_else_is_not_swept_into(
+    opened: Callable[..., Ledger], tmp_path: Path, name: str, content: str
+) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
-    (folder / "recipe.json").write_text("mine")
+    (folder / name).write_text("mine")
     with pytest.raises(ConfigError) as caught:
         opened()
-    assert str(caught.value) == f"out: {folder} holds a recipe that no sweep in it made; name another folder"
-    assert (folder / "recipe.json").read_text() == "mine"
+    assert str(caught.value) == f"out: {folder} holds {content}; name another folder"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "mine"}
 
 
 def test_a_difference_inside_a_section_is_named_by_its_path(

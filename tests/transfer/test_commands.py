@@ -287,3 +287,18 @@ def test_doctor_says_what_this_machine_has(capsys: pytest.CaptureFixture[str]) -
     status, printed, said = run(capsys, "doctor")
     assert (status, said) == (0, "")
     assert all(name in printed for name in findings)
+
+
+@pytest.mark.parametrize(("name", "content"), [("study.db", "a sweep"), ("runs.db", "a check")])
+def test_a_target_is_not_trained_in_the_folder_of_something_else(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    content: str,
+) -> None:
+    out = tmp_path_factory.mktemp("other")
+    (out / name).touch()
+    told = f"widthwise: error: out: {out} holds {content}; name another folder\n"
+    assert run(capsys, f"launch recipe.json --width 64 --data text.txt --out {out}") == (2, "", told)
+    assert [path.name for path in out.iterdir()] == [name]
