@@ -10,6 +10,17 @@ from widthwise.transfer.reporting.reading import RunFolder, read_run
 
 # What a study writes when it has ended.
 _ENDS = ("recipe.json", "check.json")
+# A check whose horizon is too short trains nothing, and has no study.
+_UNTRAINED: dict[str, Any] = {
+    "kind": "check",
+    "state": "finished",
+    "counts": {},
+    "tokens": 0,
+    "seconds": 0.0,
+    "best": None,
+    "running": [],
+    "errors": [],
+}
 
 
 def standing(folder: Path) -> list[dict[str, Any]]:
@@ -31,6 +42,8 @@ def _part(place: Path) -> dict[str, Any] | None:
     if (place / "plan.json").exists():
         return _target(place, read_run(place))
     study = study_status(place)
+    if study is None and (place / "check.json").exists():
+        return _UNTRAINED
     if study is None or study["state"] == "running" or study["running"]:
         # One that was resumed and stopped has the file of its former end.
         return study

@@ -112,6 +112,12 @@ def test_a_target_run_is_seen_as_it_runs_and_when_it_has_ended(
     assert status(capsys, tmp_path / "one")[1].startswith(f"{tmp_path / 'one'}: target, stopped\n")
 
 
+def test_a_check_that_trained_nothing_is_finished(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "check.json").write_text("{}")
+    said = f"{tmp_path}: check, finished\n  no trial; 0 tokens in 0 s\n"
+    assert status(capsys, tmp_path) == (0, said, "")
+
+
 def test_a_folder_with_nothing_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     message = f"folder: {tmp_path} holds no sweep, check or target run"
     assert status(capsys, tmp_path) == (2, "", f"widthwise: error: {message}\n")

@@ -52,7 +52,7 @@ def _of_target(part: Mapping[str, Any]) -> list[str]:
 
 def _of_study(part: Mapping[str, Any]) -> list[str]:
     counts = [f"{count} {status}" for status, count in part["counts"].items()]
-    said = [f"  {', '.join(counts) or 'no trial yet'}; {part['tokens']:,} tokens in {part['seconds']:,.0f} s"]
+    said = [f"  {', '.join(counts) or 'no trial'}; {part['tokens']:,} tokens in {part['seconds']:,.0f} s"]
     if part["best"] is not None:
         said.append(f"  best: trial {_trial(part['best'])}")
     said += [f"  running: trial {_trial(one)}" for one in part["running"]]
