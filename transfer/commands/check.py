@@ -1,6 +1,7 @@
 """``widthwise check``: train proxies at several widths and say whether a recipe's transfer holds."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ class Check:
 
         if self.output is not None and not self.calibrate:
             raise ConfigError("output: needs --calibrate")
+        if self.calibrate and not os.access(self._calibrated.parent, os.W_OK):
+            # Before the check: it takes hours.
+            raise ConfigError(f"output: {self._calibrated} cannot be written: no such folder, or not yours")
         recipe = Recipe.load(self.recipe)
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
@@ -86,6 +90,10 @@ class Check:
         if self.calibrate:
             self._calibrate(result)
         return 1 if self.strict and result.verdict.outcome != "holds" else 0
+
+    @property
+    def _calibrated(self) -> Path:
+        return self.output or self.recipe
 
     def _options(self, recipe: "Recipe") -> "CheckOptions":
         from widthwise.transfer.checking.running import CheckOptions
@@ -111,7 +119,7 @@ class Check:
     def _calibrate(self, result: "CheckResult") -> None:
         from widthwise.transfer.checking.calibrating import calibrated
 
-        recipe, path = calibrated(result), self.output or self.recipe
+        recipe, path = calibrated(result), self._calibrated
         recipe.save(path)
         assert recipe.rule is not None
         exponent = recipe.rule.weight_decay_exponent

@@ -64,6 +64,11 @@ def test_json_is_the_files_document(recipe: Path, tmp_path: Path, capsys: pytest
         ),
         (("--output", "x.json"), 2, "error: output: needs --calibrate"),
         (
+            ("--calibrate", "--output", "no/x.json"),
+            2,
+            "error: output: no/x.json cannot be written: no such folder, or not yours",
+        ),
+        (
             ("--tokens", 2560, "--calibrate"),
             1,
             "failed: calibrate: no exponent of λ can be measured: Σηλ is 0.38 at width 64 and must be >= 1.5: "
