@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -198,14 +198,23 @@ def _complain(event: "ParseErrorEvent", cls: Callable[..., Command]) -> None:
         raise ConfigError("; ".join(f"{name}: is required" for name in names))
     argument = getattr(event, "argument", None)
     head = f"{argument.field.intern_name}: " if argument else ""
-    choices: tuple[str, ...] = getattr(event, "choices", ())
-    if choices:
-        value = str(getattr(event, "value", ""))
+    choices = _choices(argument.field.type) if argument else []
+    if choices and (hasattr(event, "value") or hasattr(event, "message")):
+        # tyro itself takes "None" for a choice, and then cannot make it one.
+        value = str(getattr(event, "value", "None"))
         raise ConfigError(
-            f"{head}must be one of {', '.join(choices)}, got {value!r}{nearest(value, list(choices))}"
+            f"{head}must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
         )
     if argument or hasattr(event, "message"):
         raise ConfigError(f"{head}{getattr(event, 'message', 'needs a value')}")
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the values of a Literal, or of one that may be None, in their order: tyro's own is a set's."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return [str(value) for value in inner]
+    return [value for one in inner for value in _choices(one)]
 
 
 def _unknown(token: str, cls: Any) -> str:

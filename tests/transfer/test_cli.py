@@ -206,6 +206,25 @@ def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("sweep --sampler foo", "sampler: must be one of tpe, gp, cmaes, qmc, random, got 'foo'"),
+        ("sweep --sampler None", "sampler: must be one of tpe, gp, cmaes, qmc, random, got 'None'"),
+        (
+            "launch a.json --assign liner",
+            "assign: must be one of linear, sqrt, log2, sigmoid, got 'liner'; did you mean 'linear'?",
+        ),
+        ("export a.json --to foo", "to: must be one of torchtitan, megatron, hf, nanogpt, json, got 'foo'"),
+    ],
+)
+def test_a_choice_that_is_none_of_an_options_is_told_them_in_their_order(
+    capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    assert exit_status(*options.split()) == 2
+    assert capsys.readouterr().err == f"widthwise: error: {message}\n"
+
+
 def test_an_unknown_rule_is_one_line(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("scale", recipe, "--width", "128", "--rule", "fan-sqr") == 2
     known = ", ".join(rules)
