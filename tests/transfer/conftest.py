@@ -1,5 +1,8 @@
 """Fixtures of the tests of recipes, plans and the command line."""
 
+import re
+import shlex
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -15,3 +18,10 @@ def recipe(tmp_path: Path) -> str:
     path = tmp_path / "recipe.json"
     Recipe(hyperparameters=tuned, proxy=GPTConfig(), horizon=Horizon()).save(path)
     return str(path)
+
+
+def commands(page: Path, name: str) -> list[list[str]]:
+    """Return the arguments of every command of this name that a report ends with."""
+    [lines] = re.findall("<pre>(.*?)</pre>", page.read_text(encoding="utf-8"), re.DOTALL)
+    words = [shlex.split(line) for line in unescape(lines).splitlines() if line.startswith("widthwise ")]
+    return [arguments for _, command, *arguments in words if command == name]

@@ -20,6 +20,9 @@ from widthwise.search.config import SweepConfig
 from widthwise.search.ledger import Ledger
 from widthwise.search.sweeping import result_of
 from widthwise.transfer import Recipe, cli
+from widthwise.transfer.cli import _parse
+from widthwise.transfer.commands.launch import Launch
+from widthwise.transfer.commands.sweep import Sweep
 from widthwise.transfer.reporting import report
 from widthwise.transfer.reporting.formats import (
     Evidence,
@@ -31,6 +34,8 @@ from widthwise.transfer.reporting.formats import (
 )
 from widthwise.transfer.reporting.reading import read_contents
 from widthwise.transfer.reporting.summary import finalists
+
+from .conftest import commands
 
 MODEL = GPTConfig(width=16, depth=1, context=32)
 HORIZON = Horizon(batch_tokens=128, tokens=128 * 12)
@@ -248,6 +253,17 @@ def test_the_commands_are_those_of_the_files(demo: Path) -> None:
     for name, rule in (("target", "fan-sqrt"), ("baseline", "sp")):
         command = f"widthwise launch sweep/recipe.json --width 32 --depth 1 --rule {rule} {tail} --out {name}"
         assert command in text
+
+
+def test_the_commands_are_taken(demo: Path) -> None:
+    page = report(demo)
+    [swept] = [_parse("sweep", Sweep, argv) for argv in commands(page, "sweep")]
+    assert isinstance(swept, Sweep)
+    assert (swept.width, swept.trials, swept.sampler) == (16, 5, "tpe")
+    for argv, rule in zip(commands(page, "launch"), ("fan-sqrt", "sp"), strict=True):
+        launched = _parse("launch", Launch, argv)
+        assert isinstance(launched, Launch)
+        assert (launched.width, launched.tokens, launched.rule) == (32, 1536, rule)
 
 
 def test_without_the_sweeps_configuration_its_command_is_made_of_what_there_is(demo: Path) -> None:

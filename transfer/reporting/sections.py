@@ -246,7 +246,8 @@ def _guessed_command(sweep: SweepFolder) -> str:
 def _check_command(check: CheckFolder, sweeps: list[SweepFolder]) -> str:
     origins = [sweep.name for sweep in sweeps if sweep.recipe and same_settings(check.recipe, sweep.recipe)]
     options = check.result.options.model_dump(exclude={"validation_batches"})
-    widths = ",".join(str(at.width) for at in check.result.measured.widths) if check.result.measured else None
+    # The horizons are told of every width, also where nothing was trained.
+    widths = ",".join(map(str, sorted(check.result.horizons)))
     given = {**options, "widths": widths, "rule": check.result.rule, "out": check.name}
     return _command("check", given, "/".join([*origins[:1], "recipe.json"]))
 
@@ -269,8 +270,16 @@ def _launch_command(run: RunFolder, sweeps: list[SweepFolder]) -> str:
 
 
 def _command(name: str, options: Mapping[str, object], *positional: str) -> str:
-    given = {f"--{key.replace('_', '-')}": str(value) for key, value in options.items() if value is not None}
-    return shlex.join(["widthwise", name, *positional, *(part for pair in given.items() for part in pair)])
+    words = [word for key, value in options.items() for word in _option(key, value)]
+    return shlex.join(["widthwise", name, *positional, *words])
+
+
+def _option(name: str, value: object) -> list[str]:
+    """Return an option's words: of a flag its name where it is set, and none of what is not given."""
+    if value is None or value is False:
+        return []
+    option = f"--{name.replace('_', '-')}"
+    return [option] if value is True else [option, str(value)]
 
 
 def _provenance(recipes: list[tuple[str, Recipe]]) -> Html:

@@ -134,7 +134,7 @@ def checked(carried_out: Callable[..., list[Observation]]) -> Callable[..., Chec
             options=CheckOptions(),
             rule="fan-sqrt",
             verdict=judge(measured),
-            horizons={BASE: 2.0},
+            horizons={at.width: 2.0 for at in measured.widths},
             measured=measured,
             alternatives=alternatives(recipe.at(width=128), runs),
             observations=tuple(runs),

@@ -17,7 +17,8 @@ from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import SPECTRUM_SHARES
 from widthwise.transfer.checking.observing import line
 from widthwise.transfer.checking.running import CheckResult
-from widthwise.transfer.cli import main
+from widthwise.transfer.cli import _parse, main
+from widthwise.transfer.commands.check import Check
 from widthwise.transfer.reporting import report
 from widthwise.transfer.reporting.charts import panel_chart
 from widthwise.transfer.reporting.check_panels import check_panels
@@ -25,6 +26,7 @@ from widthwise.transfer.reporting.figures import draw
 from widthwise.transfer.reporting.panels import Panel
 
 from ...conftest import ROOT
+from ..conftest import commands
 
 Checked = Callable[..., CheckResult]
 
@@ -258,7 +260,24 @@ def test_the_report_says_the_verdict_first_and_shows_the_table_and_the_charts(
     assert result.measured is not None
     for at in result.measured.widths:
         assert f"<tr><td>{at.width}</td><td>{at.loss:.4f}</td>" in page
-    command = (
-        "widthwise check recipe.json --widths 32,64,128 --seeds 3 --seed 0 --rule fan-sqrt --data python"
-    )
-    assert command in page
+
+
+@pytest.mark.parametrize(
+    ("options", "measured", "flags"),
+    [({"full": True}, True, ["--full"]), ({}, True, []), ({"widths": (32, 64, 256)}, False, [])],
+)
+def test_the_command_of_a_check_is_one_that_is_taken(
+    result: CheckResult, folder: Path, options: dict[str, Any], measured: bool, flags: list[str]
+) -> None:
+    document = result.as_json()
+    document["options"] |= options
+    if not measured:
+        document |= {"measured": None, "observations": []}
+        document["horizons"] = dict.fromkeys(map(str, options["widths"]), 0.1)
+    write_json(folder / "check.json", document)
+    [command] = commands(report(folder), "check")
+    widths = "32,64,128" if measured else "32,64,256"
+    usual = "--seeds 3 --seed 0 --rule fan-sqrt --data python --lr-octaves 1.0 --decay-octaves 1.0 --points 5"
+    assert command == [*f"recipe.json --widths {widths} {usual}".split(), *flags, "--out", "check"]
+    assert isinstance(read := _parse("check", Check, command), Check)
+    assert (read.widths, read.full) == (widths, bool(flags))
