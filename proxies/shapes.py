@@ -150,10 +150,11 @@ class _Reading:
                 return "readout" if shape[self._summed(name)].isinf() else "embedding"
         if isinstance(owner, _NORMS):
             return "gain"
+        dimensions = "dimension" if shape.ninf() == 1 else "dimensions"
         raise ConfigError(
             f"build: cannot tell the kind of parameter {name!r} of shape {tuple(shape.shape())} in "
-            f"{type(owner).__name__} ({shape.ninf()} growing dimensions); name it: "
-            f"overrides={{{name!r}: 'embedding'}} ('matrix' for η/w, where it sums over the width)"
+            f"{type(owner).__name__} ({shape.ninf()} growing {dimensions}); name it: "
+            f"{_naming(name, 'embedding')} ('matrix' for η/w, where it sums over the width)"
         )
 
     def _summed(self, name: str) -> int:
@@ -178,8 +179,8 @@ class _Reading:
             grown = " and ".join(f"×{ratio:.4g}" for ratio in ratios)
             raise ConfigError(
                 f"build: cannot tell the fan-in of {name!r} of shape {tuple(shape.shape())} in "
-                f"{type(owner).__name__}, which grows {grown}; name it: overrides={{{name!r}: 'matrix'}} where the "
-                f"last dimension is summed over, transposed=[{name!r}] where the last but one is"
+                f"{type(owner).__name__}, which grows {grown}; name it: {_naming(name, 'matrix')} where the "
+                f"last dimension is summed over, transposed=[{name!r}] (--transposed {name}) where the last but one is"
             )
 
     def _require_no_guess(self, kinds: Mapping[str, Kind]) -> None:
@@ -189,7 +190,7 @@ class _Reading:
         if guesses and len(readouts) > 1:
             raise ConfigError(
                 f"build: must have one readout, the layer from growing to fixed size, got {_listed(readouts)}; scale "
-                f"kv heads with the width, or name them: overrides={{{guesses[0]!r}: 'readout'}} ('matrix' for η/w)"
+                f"kv heads with the width, or name them: {_naming(guesses[0], 'readout')} ('matrix' for η/w)"
             )
         embeds = [
             name
@@ -199,7 +200,7 @@ class _Reading:
         if embeds:
             raise ConfigError(
                 f"build: must not have linear layers from fixed to growing size, got {_listed(embeds)}; scale "
-                f"bottlenecks with the width, or name input layers: overrides={{{embeds[0]!r}: 'embedding'}}"
+                f"bottlenecks with the width, or name input layers: {_naming(embeds[0], 'embedding')}"
             )
 
 
@@ -212,6 +213,11 @@ def _is_in_out(owner: nn.Module) -> bool:
     # Hugging Face's, known by its looks: nothing here imports it.
     conv1d = type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
     return conv1d or isinstance(owner, nn.modules.conv._ConvTransposeNd)
+
+
+def _naming(name: str, kind: Kind) -> str:
+    """Return how a kind is said in Python and, in brackets, to a command."""
+    return f"overrides={{{name!r}: {kind!r}}} (--override {name}={kind})"
 
 
 def _listed(names: list[str]) -> str:

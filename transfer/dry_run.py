@@ -190,9 +190,12 @@ class DryRun:
 
     def parameters(self) -> "Table":
         """Return every parameter's kind, η and λ, as a table for a terminal."""
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table("parameter", "size", "kind", "width", "η", "λ", title="parameters")
+        # Where there is no room, names go on in the next line: a name cut short names nothing.
+        table = Table(Column("parameter", overflow="fold"), title="parameters")
+        for heading in ("size", "kind", "width", "η", "λ"):
+            table.add_column(heading, no_wrap=True)
         for name in self.table:
             row = self._row(name)
             values = (f"×{row['width_multiplier']:.4g}", f"{row['lr']:.4g}", f"{row['weight_decay']:.4g}")
@@ -234,7 +237,8 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     # Standard output is for the document alone, whatever the user's module prints.
     with redirect_stdout(sys.stderr):
         build = build_of(plan, options.model)
-        table, step = table_of(plan, build), trace(plan, build, recompute=options.recompute)
+        table = table_of(plan, build, options.overrides, options.transposed)
+        step = trace(plan, build, recompute=options.recompute)
     if step is None:
         raise ConfigError(
             f"model: {options.model!r} decides by numbers what it computes: a dry run has only shapes"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from widthwise.proxies.config import Seed
+from widthwise.proxies.config import Kind, Seed
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
 from widthwise.proxies.parallel import require_whole
 from widthwise.proxies.validation import ConfigError, Record
@@ -33,6 +33,8 @@ class LaunchOptions(Record):
         module_decay: how λ is shared out among modules; None is evenly.
         model: ``MODULE:FUNCTION`` that returns a model from tokens to logits of a given width, in place of the
             recipe's GPT; the module may lie in the current folder.
+        overrides: kinds of its parameters by name or glob pattern, where their shapes cannot tell.
+        transposed: names or glob patterns of its matrices that are kept (in, out).
     """
 
     data: str = "python"
@@ -50,15 +52,20 @@ class LaunchOptions(Record):
     diagnostics: bool = False
     module_decay: ModuleDecay | None = None
     model: str | None = None
+    overrides: dict[str, Kind] = Field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
 
 
 def require_possible(plan: Plan, options: LaunchOptions) -> int:
     """Return the sequences of a batch, where a run of `plan` can be carried out so; data are not looked at.
 
     Raises:
-        ConfigError: the workers, or their passes, do not share a batch evenly, or something that needs whole
-            tensors is asked of a sharded model.
+        ConfigError: the workers, or their passes, do not share a batch evenly, something that needs whole
+            tensors is asked of a sharded model, or something that is an own model's of the GPT.
     """
+    for name in ("overrides", "transposed"):
+        if getattr(options, name) and options.model is None:
+            raise ConfigError(f"{name}: needs a model of your own")
     for name in ("diagnostics", "module_decay"):
         if getattr(options, name):
             require_whole(name, options.parallel)

@@ -64,7 +64,9 @@ def launch(
     options = options or LaunchOptions()
     out = out.resolve()
     _require_data(plan, options, require_possible(plan, options))
-    own = own_model(plan, options.model) if options.model else None
+    own = None
+    if options.model is not None:
+        own = own_model(plan, options.model, options.overrides, options.transposed)
     options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)

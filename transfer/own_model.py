@@ -7,6 +7,7 @@ initialisation and its forward multipliers, is the user's to apply: `asked` says
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def build_of(plan: Plan, model: str | None) -> Build:
     return find_build(model, Path.cwd())
 
 
-def table_of(plan: Plan, build: Build) -> ParameterTable:
-    """Return the parameter table of a model at the plan's width."""
-    return parameter_table(build, plan.model.width, plan.recipe.proxy.width)
+def table_of(
+    plan: Plan, build: Build, overrides: Mapping[str, Kind] | None = None, transposed: tuple[str, ...] = ()
+) -> ParameterTable:
+    """Return the parameter table of a model at the plan's width; `parameter_table` has the user's word on it."""
+    base_width = plan.recipe.proxy.width
+    return parameter_table(build, plan.model.width, base_width, overrides=overrides, transposed=transposed)
 
 
 def trace(plan: Plan, build: Build, *, recompute: bool = False) -> Footprint | None:
@@ -81,8 +85,16 @@ def trace(plan: Plan, build: Build, *, recompute: bool = False) -> Footprint | N
         raise ConfigError(f"model: failed on tokens {shape}: {type(error).__name__}: {error}") from error
 
 
-def own_model(plan: Plan, model: str) -> OwnModel:
+def own_model(
+    plan: Plan, model: str, overrides: Mapping[str, Kind] | None = None, transposed: tuple[str, ...] = ()
+) -> OwnModel:
     """Read the user's model: its parameter table, and the plan's η, λ and ε for every parameter.
+
+    Args:
+        plan: what to train.
+        model: ``MODULE:FUNCTION``.
+        overrides: kinds by name or glob pattern, where the shapes cannot tell.
+        transposed: names or glob patterns of matrices that are kept (in, out).
 
     Raises:
         ConfigError: it cannot be found, built, tabled or run on tokens.
@@ -90,7 +102,7 @@ def own_model(plan: Plan, model: str) -> OwnModel:
     # Standard output is for the result alone, whatever the user's module prints.
     with redirect_stdout(sys.stderr):
         build = build_of(plan, model)
-        table = table_of(plan, build)
+        table = table_of(plan, build, overrides, transposed)
         trace(plan, build)
     parameters = {
         name: OwnParameter(

@@ -276,8 +276,8 @@ def test_of_two_dimensions_that_grow_the_one_summed_over_counts() -> None:
 def test_experts_tensors_must_be_named_where_it_is_a_guess() -> None:
     message = (
         "build: cannot tell the fan-in of 'up' of shape (2, 192, 128) in Experts, which grows ×2.4 and ×8; name it: "
-        "overrides={'up': 'matrix'} where the last dimension is summed over, transposed=['up'] where the last but "
-        "one is"
+        "overrides={'up': 'matrix'} (--override up=matrix) where the last dimension is summed over, transposed=['up'] "
+        "(--transposed up) where the last but one is"
     )
     with refuses(message):
         parameter_table(Experts, width=128, base_width=16)
@@ -307,7 +307,7 @@ class WithPositions(nn.Module):
 
 CANNOT_TELL = (
     "build: cannot tell the kind of parameter 'positions' of shape (10, 64) in WithPositions "
-    "(1 growing dimensions); name it: overrides={'positions': 'embedding'} "
+    "(1 growing dimension); name it: overrides={'positions': 'embedding'} (--override positions=embedding) "
     "('matrix' for η/w, where it sums over the width)"
 )
 
@@ -376,7 +376,7 @@ def regression(width: int) -> nn.Module:
 READOUTS = (
     "build: must have one readout, the layer from growing to fixed size, got 'key.weight', 'value.weight', "
     "'readout.weight'; scale kv heads with the width, or name them: overrides={'key.weight': 'readout'} "
-    "('matrix' for η/w)"
+    "(--override key.weight=readout) ('matrix' for η/w)"
 )
 
 
@@ -408,7 +408,7 @@ def test_a_message_names_only_some_of_many() -> None:
 def test_a_linear_layer_from_fixed_to_growing_size_must_be_named() -> None:
     message = (
         "build: must not have linear layers from fixed to growing size, got '2.weight'; scale bottlenecks with "
-        "the width, or name input layers: overrides={'2.weight': 'embedding'}"
+        "the width, or name input layers: overrides={'2.weight': 'embedding'} (--override 2.weight=embedding)"
     )
     with refuses(message):
         parameter_table(bottleneck, width=64, base_width=16)
@@ -449,7 +449,7 @@ def a_dimension_more(width: int) -> nn.Module:
         (
             three_ways,
             "cannot tell the kind of parameter 'weight' of shape (64, 64, 64) in Bilinear "
-            "(3 growing dimensions); name it: overrides={'weight': 'embedding'} "
+            "(3 growing dimensions); name it: overrides={'weight': 'embedding'} (--override weight=embedding) "
             "('matrix' for η/w, where it sums over the width)",
         ),
         (

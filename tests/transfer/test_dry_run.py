@@ -157,6 +157,23 @@ def test_the_costs_and_every_parameter_are_printed(
     assert "blocks.0" not in printed
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_parameters_name_is_cut(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    path = tmp_path / "recipe.json"
+    Recipe(hyperparameters=TUNED, proxy=GPTConfig(), horizon=Horizon()).save(path)
+    _, printed, _ = dry_run(capsys, path, "--width 128 --dry-run --verbose")
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    names = [row[1].strip() for row in rows if len(row) == 8]
+    assert "blocks.1.attention.query.weight" in "".join(names)
+    assert ("blocks.1.attention.query.weight" in names) is not terminal
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

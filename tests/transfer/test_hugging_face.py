@@ -128,7 +128,7 @@ def test_key_value_heads_of_a_fixed_number_are_refused(hugging_face: ModuleType)
     assert str(caught.value) == (
         f"build: must have one readout, the layer from growing to fixed size, got '{kept[0]}', '{kept[1]}', "
         f"'lm_head.weight'; scale kv heads with the width, or name them: overrides={{'{kept[0]}': 'readout'}} "
-        "('matrix' for η/w)"
+        f"(--override {kept[0]}=readout) ('matrix' for η/w)"
     )
     table = parameter_table(build, width=128, base_width=32, overrides={"*.[kv]_proj.weight": "matrix"})
     assert rows(table)["k_proj.weight"] == ("matrix", 4, 128)
@@ -155,7 +155,8 @@ def test_the_table_of_a_mixture_of_experts(hugging_face: ModuleType) -> None:
         parameter_table(build, width=128, base_width=32)
     assert str(caught.value) == (
         f"build: cannot tell the kind of parameter '{router}' of shape (4, 128) in MixtralTopKRouter (1 growing "
-        f"dimensions); name it: overrides={{'{router}': 'embedding'}} ('matrix' for η/w, where it sums over the "
+        f"dimension); name it: overrides={{'{router}': 'embedding'}} (--override {router}=embedding) "
+        "('matrix' for η/w, where it sums over the "
         "width)"
     )
     found = rows(parameter_table(build, width=128, base_width=32, overrides={"*.gate.weight": "matrix"}))

@@ -19,8 +19,8 @@ from widthwise.proxies.runs import RunSpec, run
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, launching
-from widthwise.transfer.launch_options import LaunchOptions
-from widthwise.transfer.own_model import own_model
+from widthwise.transfer.launch_options import LaunchOptions, require_possible
+from widthwise.transfer.own_model import identity, own_model
 
 # The bottleneck grows with the root of the width: its own multiplier, and so its own learning rate.
 SOURCE = """
@@ -52,6 +52,18 @@ def build(width):
 
 def narrow(width):
     return Model(width, vocabulary=9)
+
+
+class Placed(Model):
+    # Bare parameters, a matrix kept (in, out) among them: shapes do not tell their kinds.
+    def __init__(self, width):
+        super().__init__(width)
+        self.positions = nn.Parameter(torch.randn(64, width))
+        self.mix = nn.Parameter(torch.randn(width, 4 * math.isqrt(width)) / width)
+
+    def forward(self, tokens):
+        x = super().forward(tokens)
+        return x + self.readout(torch.relu(self.positions @ self.mix) @ self.mix.T)[: x.shape[1]]
 
 
 class Failing(Model):
@@ -170,6 +182,74 @@ def test_a_dry_run_of_an_own_model(folder: Path, capsys: pytest.CaptureFixture[s
         "widthwise: error: model: 'own_network:Deciding' decides by numbers what it computes: "
         "a dry run has only shapes"
     )
+
+
+PLACED = "--model own_network:Placed --override positions=embedding --transposed mix"
+
+
+def test_kinds_that_shapes_do_not_tell_are_named_to_a_launch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed, _ = launch(capsys, f"{PLACED} --dry-run --json")
+    assert status == 0
+    table = json.loads(printed)["table"]
+    assert (table["positions"]["kind"], table["positions"]["lr"]) == ("embedding", pytest.approx(0.03))
+    # Summed over the width, which grows fourfold, and not over the last dimension, which doubles.
+    assert (table["mix"]["fan_in"], table["mix"]["lr"]) == (64, pytest.approx(0.03 / 4))
+    status, _, said = launch(capsys, "--model own_network:Placed --dry-run")
+    assert status == 2
+    assert said.splitlines()[-1] == (
+        "widthwise: error: build: cannot tell the kind of parameter 'positions' of shape (64, 64) in Placed "
+        "(1 growing dimension); name it: overrides={'positions': 'embedding'} (--override positions=embedding) "
+        "('matrix' for η/w, where it sums over the width)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--override positions=embedding", "override: needs --model"),
+        ("--transposed mix", "transposed: needs --model"),
+        (f"{PLACED} --override positions", "override: must be PATTERN=KIND, got 'positions'"),
+        (f"{PLACED} --override absent=matrix", "overrides: pattern 'absent' matches no parameter"),
+        (
+            f"{PLACED} --override positions=embeding",
+            "overrides.positions: must be 'matrix', 'embedding', 'readout', 'gain' or 'bias', got 'embeding'; "
+            "did you mean 'embedding'?",
+        ),
+    ],
+)
+def test_what_a_launch_cannot_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    for dry in ("", " --dry-run"):
+        status, printed, said = launch(capsys, options + dry)
+        assert (status, printed, said.splitlines()[-1]) == (2, "", f"widthwise: error: {message}")
+
+
+def test_kinds_need_a_model_of_ones_own() -> None:
+    with pytest.raises(ConfigError, match=r"^overrides: needs a model of your own$"):
+        require_possible(RECIPE.at(width=64), LaunchOptions(overrides={"positions": "embedding"}))
+
+
+def test_named_kinds_reach_the_workers_and_the_runs_identity(folder: Path, real_text: Path) -> None:
+    plan = RECIPE.at(width=64)
+    found = [
+        own_model(plan, "own_network:Placed", {"positions": kind}, ("mix",))
+        for kind in ("embedding", "matrix")
+    ]
+    assert identity(found[0]) != identity(found[1])
+    options = LaunchOptions(data=str(real_text))
+    losses = [run(launching._spec(plan, options, own), RunOptions(evaluations=1)).loss for own in found]
+    assert losses[0] != losses[1]
+
+
+def test_named_kinds_go_along_with_a_job(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = "--override mix=matrix --print slurm --out /shared/target --data /shared/data"
+    status, printed, _ = launch(capsys, f"{PLACED} {more}")
+    assert status == 0
+    said = " ".join(printed.replace("\\\n", " ").split())
+    assert "--override=positions=embedding --override=mix=matrix --transposed=mix" in said
 
 
 @pytest.mark.ray

@@ -159,7 +159,8 @@ def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixt
         (
             "my_model:kv_heads",
             "must have one readout, the layer from growing to fixed size, got '1.weight', '2.weight'; scale "
-            "kv heads with the width, or name them: overrides={'1.weight': 'readout'} ('matrix' for η/w)",
+            "kv heads with the width, or name them: overrides={'1.weight': 'readout'} "
+            "(--override 1.weight=readout) ('matrix' for η/w)",
         ),
     ],
 )

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tyro.conf import UseAppendAction
+
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Option, overrides
 from widthwise.transfer.commands.sources import source_for
 from widthwise.transfer.commands.target import Target
 
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 
 # Options that say nothing without another.
 _NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("override", "transposed"), ("model",)),
     **dict.fromkeys(("verbose", "tflops_per_worker", "tokens_per_second"), ("dry_run",)),
     **dict.fromkeys(("insecure", "wheel"), ("submit",)),
     **dict.fromkeys(("image", "claim"), ("print",)),
     "nodes": ("dry_run", "print"),
 }
+
+_UNBOUNDED = 10_000  # columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,11 @@ class Launch(Target):
     model: Option[str] = None
     """Your own model in place of the recipe's GPT: MODULE:FUNCTION that returns, for a width, an nn.Module from
     tokens to logits; the module may lie in the current folder."""
+    override: UseAppendAction[tuple[str, ...]] = ()
+    """With --model: PATTERN=KIND for parameters whose shapes do not tell their kind: matrix, embedding, readout, gain,
+    bias."""
+    transposed: UseAppendAction[tuple[str, ...]] = ()
+    """With --model: PATTERN of matrices that are kept (in, out)."""
     data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
@@ -117,9 +127,10 @@ class Launch(Target):
         from widthwise.transfer.launch_options import LaunchOptions
 
         names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
-        names += ["abort_on", "evaluations", "compile", "diagnostics", "model"]
+        names += ["abort_on", "evaluations", "compile", "diagnostics", "model", "transposed"]
         settings = {name: getattr(self, name) for name in names}
-        return LaunchOptions.parse({**settings, "module_decay": self._module_decay(), **given})
+        settings |= {"overrides": overrides(self.override), "module_decay": self._module_decay()}
+        return LaunchOptions.parse({**settings, **given})
 
     def _require_no_idle_option(self) -> None:
         """Refuse the options of what was not asked for."""
@@ -165,7 +176,9 @@ class Launch(Target):
         console = Console()
         console.print(plan.table())
         if self.verbose:
-            console.print(found.parameters())
+            # A pipe has no width: whoever reads it looks for a whole name in a line.
+            wide = console if console.is_terminal else Console(width=_UNBOUNDED)
+            wide.print(found.parameters())
         console.print(found.costs())
         for note in [*plan.notes(), *found.notes()]:
             console.print(note, highlight=False, markup=False, soft_wrap=True)

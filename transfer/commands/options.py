@@ -1,10 +1,30 @@
 """Options as the commands share them."""
 
-from typing import Annotated, TypeVar
+from collections.abc import Iterable
+from typing import Annotated, TypeVar, cast
 
 import tyro
+
+from widthwise.proxies.config import Kind
+from widthwise.proxies.validation import ConfigError
 
 T = TypeVar("T")
 
 Option = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An option that may be left out: its own help says what holds then, in place of tyro's ``default: None``."""
+
+
+def overrides(texts: Iterable[str]) -> dict[str, Kind]:
+    """Return the kinds by pattern that every ``--override PATTERN=KIND`` names, the last one counting.
+
+    Raises:
+        ConfigError: one of them has no pattern or no kind.
+    """
+    return dict(map(_override, texts))
+
+
+def _override(text: str) -> tuple[str, Kind]:
+    pattern, sign, kind = text.rpartition("=")
+    if not (sign and pattern):
+        raise ConfigError(f"override: must be PATTERN=KIND, got {text!r}")
+    return pattern, cast(Kind, kind)  # parameter_table looks at it

@@ -7,6 +7,7 @@ from zipfile import is_zipfile
 
 from widthwise.proxies.references import local_source
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.options import overrides
 
 if TYPE_CHECKING:
     from widthwise.transfer.commands.launch import Launch
@@ -17,7 +18,7 @@ def as_argv(command: Any, *, leave_out: tuple[str, ...] = ()) -> list[str]:
     """Return the options of a command that are not its defaults.
 
     Args:
-        command: the dataclass; flags are the fields that are True or False.
+        command: the dataclass; flags are the fields that are True or False, a tuple's option is repeated.
         leave_out: fields that are not repeated.
     """
     argv: list[str] = []
@@ -26,7 +27,8 @@ def as_argv(command: Any, *, leave_out: tuple[str, ...] = ()) -> list[str]:
         if field.name in leave_out or (field.default is not MISSING and value == field.default):
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        argv += [flag] if value is True else [f"{flag}={value}"]
+        several = value if isinstance(value, tuple) else (value,)
+        argv += [flag] if value is True else [f"{flag}={one}" for one in several]
     return argv
 
 
@@ -80,7 +82,8 @@ def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     if command.model is not None:
         from widthwise.transfer.own_model import own_model, sources
 
-        found += [Path(source) for source in sources(own_model(plan, command.model))]
+        own = own_model(plan, command.model, overrides(command.override), command.transposed)
+        found += [Path(source) for source in sources(own)]
     return found
 
 

@@ -4,13 +4,12 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional, UseAppendAction
 
-from widthwise.proxies.config import Kind
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Option, overrides
 
 if TYPE_CHECKING:
     from widthwise.proxies.table import ParameterTable
@@ -45,7 +44,7 @@ class Table:
         from widthwise.proxies.shapes import parameter_table
 
         self._require_possible()
-        overrides = dict(map(_override, self.override))
+        kinds = overrides(self.override)
         # Standard output is for the table alone, whatever the user's module prints.
         with redirect_stdout(sys.stderr):
             table = parameter_table(
@@ -53,7 +52,7 @@ class Table:
                 width=self.width,
                 base_width=self.base_width,
                 delta_width=self.delta_width,
-                overrides=overrides,
+                overrides=kinds,
                 transposed=self.transposed,
             )
         if self.out is not None:
@@ -80,13 +79,6 @@ class Table:
             from rich.console import Console
 
             Console().print(table.table())
-
-
-def _override(text: str) -> tuple[str, Kind]:
-    pattern, sign, kind = text.rpartition("=")
-    if not (sign and pattern):
-        raise ConfigError(f"override: must be PATTERN=KIND, got {text!r}")
-    return pattern, cast(Kind, kind)  # parameter_table looks at it
 
 
 def _save(table: "ParameterTable", path: Path) -> None:
