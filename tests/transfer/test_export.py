@@ -28,13 +28,19 @@ PROXY = GPTConfig(width=64, depth=2, head_dim=32, context=128, group_size=2, nor
 
 
 def plan_of(
-    schedule: Any = "cosine", rule: str = "fan-sqrt", final: float = 0.1, width: int = 256, **tuned: Any
+    schedule: Any = "cosine",
+    rule: str = "fan-sqrt",
+    final: float = 0.1,
+    width: int = 256,
+    model: Any = None,
+    **tuned: Any,
 ) -> Plan:
+    proxy = GPTConfig.parse(PROXY.model_dump() | (model or {}))
     horizon = Horizon(
         batch_tokens=1024, tokens=102_400, schedule=schedule, final_fraction=final, decay_fraction=0.3
     )
     hyperparameters = Hyperparameters.parse(TUNED.model_dump() | tuned)
-    recipe = Recipe(hyperparameters=hyperparameters, proxy=PROXY, horizon=horizon)
+    recipe = Recipe(hyperparameters=hyperparameters, proxy=proxy, horizon=horizon)
     return recipe.at(width=width, rule=rule)
 
 
@@ -300,7 +306,8 @@ HUBER = (
     "decay huber with c = 2, threshold mean: AdamW decays by the whole weight, for which this λ was not tuned"
 )
 CORRECTED = "AdamC's correction: the matrices' decay times η_t/η_max"
-STDS = "initial standard deviations, in those of the proxy: matrix 0.5, embedding 1, readout 1"
+# The proxy's matrices have 1/√fan_in; fan-sqrt halves them at 4 times the width, as fan_in does.
+STDS = "initial standard deviations: matrix 1/√fan_in (0.0625 from the width), embedding 1, readout 1"
 
 
 @pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "json"])
@@ -314,8 +321,51 @@ def test_what_a_trainer_cannot_say_stands_in_the_file(trainer: str) -> None:
     assert ("logits times 0.25" in missing) == (trainer in ("torchtitan", "hf"))
     apart = "weight_decay of the embedding parameters: 0, where the trainer takes 0.8"
     assert (apart in missing) == (trainer != "torchtitan")
-    same = export(plan_of(rule="sp", width=64), "torchtitan")
-    assert same.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "rule", "expected"),
+    [
+        ("torchtitan", "fan-sqrt", "0.1768 (1/√head_dim)"),
+        ("hf", "fan-sqrt", "0.1768 (1/√head_dim)"),
+        ("megatron", "fan-sqrt", "0.03125 (1/head_dim)"),
+        ("megatron", "sp", "0.1768 (1/√head_dim)"),
+        ("nanogpt", "fan-sqrt", "0.03125 (1/head_dim)"),
+        ("nanogpt", "sp", "0.1768 (1/√head_dim)"),
+    ],
+)
+def test_another_attention_is_named(trainer: str, rule: str, expected: str) -> None:
+    line = f"attention: q·k times 0.125 (4/head_dim), where the trainer's models take {expected}"
+    assert line in export(plan_of(rule=rule), trainer).missing
+    same = PROXY.head_dim**0.5 if "√" in expected else 1.0
+    missing = export(plan_of(rule=rule, model={"attention_multiplier": same}), trainer).missing
+    assert not [line for line in missing if line.startswith("attention")]
+
+
+def test_a_plan_that_a_trainer_can_say_lacks_nothing() -> None:
+    same = plan_of(rule="sp", width=64, model={"attention_multiplier": PROXY.head_dim**0.5})
+    assert export(same, "torchtitan").missing == ()
+
+
+@pytest.mark.parametrize("rule", ["fan-sqrt", "sp"])
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            {"norm_gain": False},
+            "mlp swiglu, 3 times the width (gelu, 4 times), rmsnorm (layernorm), norms without a gain (with one), "
+            "rotary positions (learned ones), qk_norm (none), 2 query heads per key-value head (1), "
+            "an untied readout (a tied one)",
+        ),
+        (
+            {"mlp": "gelu", "mlp_ratio": 4, "norm": "layernorm", "qk_norm": False, "group_size": 1},
+            "rotary positions (learned ones), an untied readout (a tied one)",
+        ),
+    ],
+)
+def test_nanogpt_says_which_shape_it_does_not_have(rule: str, model: dict[str, Any], told: str) -> None:
+    line = f"the model's shape, with the trainer's in brackets: {told}"
+    assert line in export(plan_of(rule=rule, model=model), "nanogpt").missing
 
 
 @pytest.mark.parametrize(
@@ -331,7 +381,7 @@ def test_what_a_trainer_cannot_say_stands_in_the_file(trainer: str) -> None:
             "to: nanogpt has one η for all, or one for matrices divided by the ratio of widths; "
             "rule 'qiu-compute-optimal' asks for something else",
         ),
-        ("--to torchtitan --strict", "to: torchtitan cannot say: logits times 0.25 (and 1 more)"),
+        ("--to torchtitan --strict", "to: torchtitan cannot say: logits times 0.25 (and 2 more)"),
         (
             "--to torchtitn",
             "to: must be one of torchtitan, megatron, hf, nanogpt, json, got 'torchtitn'; {near}",
@@ -364,9 +414,11 @@ def test_the_command_writes_the_file_and_says_what_it_lacks(
     plan.recipe.save(tmp_path / "recipe.json")
     command = ["export", str(tmp_path / "recipe.json"), "--width", "256", "--to", "nanogpt"]
     expected = export(plan, "nanogpt")
-    said = "".join(f"widthwise: not expressed: {line}\n" for line in expected.missing)
-    for out in ([], ["--out", str(tmp_path / "config.py")]):
+    lines = "".join(f"widthwise: not expressed: {line}\n" for line in expected.missing)
+    count = f"widthwise: not expressed: {len(expected.missing)}, see the file's head\n"
+    to_file = ["--out", str(tmp_path / "config.py")]
+    for out, printed in (([], (expected.text, count)), (to_file, ("", lines))):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command, *out])
-        assert (stop.value.code, capsys.readouterr()) == (0, ("" if out else expected.text, said))
+        assert (stop.value.code, capsys.readouterr()) == (0, printed)
     assert (tmp_path / "config.py").read_text() == expected.text

@@ -22,7 +22,7 @@ class Export(Target):
     """Refuse where the trainer's options cannot say all of the plan."""
 
     def run(self) -> int:
-        """Write the file; what it cannot say stands in it and on standard error."""
+        """Write the file; what it cannot say stands in it, and on standard error where the file is elsewhere."""
         from widthwise.proxies.files import write_atomic
         from widthwise.transfer.exporting import export
 
@@ -32,11 +32,13 @@ class Export(Target):
             raise ConfigError(f"to: {self.to} cannot say: {found.missing[0]}{more}")
         if self.out is None:
             print(found.text, end="")
-        else:
-            try:
-                write_atomic(self.out, found.text)
-            except OSError as error:
-                raise ConfigError(f"out: {self.out} cannot be written ({error.strerror})") from None
+            if found.missing:
+                print(f"widthwise: not expressed: {len(found.missing)}, see the file's head", file=sys.stderr)
+            return 0
+        try:
+            write_atomic(self.out, found.text)
+        except OSError as error:
+            raise ConfigError(f"out: {self.out} cannot be written ({error.strerror})") from None
         for line in found.missing:
             print(f"widthwise: not expressed: {line}", file=sys.stderr)
         return 0

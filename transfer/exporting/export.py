@@ -65,11 +65,35 @@ def multipliers(plan: Plan, *, logits: bool, residual: bool, initial: bool) -> l
         lines.append(f"logits times {factor:g}")
     if residual and plan.residual_multiplier != 1:
         lines.append(f"residual branches times {plan.residual_multiplier:g}")
-    stds = {kind: plan.kinds[kind].multipliers.init_std for kind in kinds_of(plan)}
-    if initial and set(stds.values()) != {1.0}:
-        told = ", ".join(f"{kind} {std:g}" for kind, std in stds.items() if kind not in ("gain", "bias"))
-        lines.append(f"initial standard deviations, in those of the proxy: {told}")
+    factors = {plan.kinds[kind].multipliers.init_std for kind in kinds_of(plan)}
+    if initial and factors != {1.0}:
+        lines.append(_initial(plan))
     return lines
+
+
+def _initial(plan: Plan) -> str:
+    """Return the line with the target's initial standard deviations, as the plan's own model is drawn."""
+    model = plan.model
+    stds = {
+        "matrix": f"{model.matrix_std:.4g}/√fan_in ({model.matrix_std / model.width**0.5:.4g} from the width)",
+        "embedding": f"{model.embedding_std:.4g}",
+        "readout": f"{model.readout_std:.4g}",
+    }
+    told = ", ".join(f"{kind} {stds[kind]}" for kind in kinds_of(plan) if kind in stds)
+    return f"initial standard deviations: {told}"
+
+
+def attention(plan: Plan, power: float = 0.5) -> list[str]:
+    """Return a line where the trainer's factor on q·k, head_dim to the power of -`power`, is not the plan's."""
+    model = plan.model
+    factor, expected = model.attention_multiplier / model.head_dim, model.head_dim**-power
+    if abs(factor / expected - 1) < 1e-9:
+        return []
+    theirs = "1/√head_dim" if power == 0.5 else "1/head_dim"
+    return [
+        f"attention: q·k times {factor:.4g} ({model.attention_multiplier:.4g}/head_dim), "
+        f"where the trainer's models take {expected:.4g} ({theirs})"
+    ]
 
 
 def differing(plan: Plan, name: str, expected: Mapping[Kind, float]) -> list[str]:

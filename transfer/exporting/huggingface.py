@@ -9,6 +9,7 @@ import yaml
 
 from widthwise.transfer.exporting.export import (
     Export,
+    attention,
     commented,
     decay,
     decay_steps,
@@ -40,6 +41,7 @@ def hf(plan: Plan) -> Export:
         differing(plan, "eps", dict.fromkeys(kinds, matrix.eps)),
         not_adamw(plan),
         multipliers(plan, logits=True, residual=True, initial=True),
+        attention(plan),
         _inexact_schedule(plan),
     )
     options: dict[str, Any] = {

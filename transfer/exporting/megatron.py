@@ -1,7 +1,7 @@
 """Megatron-LM: command-line arguments; its own µP options where the plan's learning rates are µP's.
 
 With ``--use-mup`` Megatron divides the hidden matrices' η and ε by the ratio of widths, and the logits by
-``--mup-output-mult``; ``--decoupled-lr`` holds for embedding and output layer.
+``--mup-output-mult``, and its attention takes q·k/head_dim; ``--decoupled-lr`` holds for embedding and output layer.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from widthwise.proxies.config import Kind
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.exporting.export import (
     Export,
+    attention,
     commented,
     decay,
     decay_steps,
@@ -36,6 +37,7 @@ def megatron(plan: Plan) -> Export:
     missing = joined(
         not_adamw(plan),
         multipliers(plan, logits=False, residual=True, initial=True),
+        attention(plan, 1.0 if mup else 0.5),
         differing(plan, "weight_decay", _decayed(plan)),
         differing(plan, "eps", _eps(plan, ratio)),
     )

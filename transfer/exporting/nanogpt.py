@@ -7,6 +7,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.exporting.export import (
     Export,
     assignments,
+    attention,
     commented,
     decay,
     differing,
@@ -41,6 +42,8 @@ def nanogpt(plan: Plan) -> Export:
         not_adamw(plan),
         multipliers(plan, logits=not mup, residual=True, initial=True),
         _logits(plan) if mup else [],
+        attention(plan, 1.0 if mup else 0.5),
+        _shape(plan),
         differing(plan, "weight_decay", _decayed(plan)),
         differing(plan, "eps", dict.fromkeys(kinds_of(plan), ADAM_EPS)),
         _schedule(plan),
@@ -73,6 +76,23 @@ def _options(plan: Plan, lr: float, *, mup: bool) -> dict[str, Any]:
     if mup:
         options |= {"mup_enabled": True, "mup_width_multiplier": plan.ratios.width}
     return options
+
+
+def _shape(plan: Plan) -> list[str]:
+    """Return a line with what both trainers' one architecture, GPT-2's, does not have."""
+    model = plan.model
+    differ = {
+        f"mlp {model.mlp}, {model.mlp_ratio:g} times the width (gelu, 4 times)": (model.mlp, model.mlp_ratio)
+        != ("gelu", 4),
+        f"{model.norm} (layernorm)": model.norm != "layernorm",
+        "norms without a gain (with one)": not model.norm_gain,
+        "rotary positions (learned ones)": True,
+        "qk_norm (none)": model.qk_norm,
+        f"{model.group_size} query heads per key-value head (1)": model.group_size > 1,
+        "an untied readout (a tied one)": not model.tied,
+    }
+    told = ", ".join(name for name, differs in differ.items() if differs)
+    return [f"the model's shape, with the trainer's in brackets: {told}"]
 
 
 def _logits(plan: Plan) -> list[str]:

@@ -3,6 +3,7 @@
 from widthwise.proxies.config import Kind
 from widthwise.transfer.exporting.export import (
     Export,
+    attention,
     commented,
     decay,
     joined,
@@ -25,7 +26,9 @@ _PATTERNS: dict[Kind, str] = {
 
 def torchtitan(plan: Plan) -> Export:
     """Return Python with ``optimizer``, ``lr_scheduler`` and ``training`` for a ``Trainer.Config``."""
-    missing = joined(not_adamw(plan), multipliers(plan, logits=True, residual=True, initial=True))
+    missing = joined(
+        not_adamw(plan), multipliers(plan, logits=True, residual=True, initial=True), attention(plan)
+    )
     horizon, tuned = plan.horizon, plan.hyperparameters
     # torchtitan always clips.
     clip = 1e9 if tuned.clip_norm is None else tuned.clip_norm
