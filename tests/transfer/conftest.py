@@ -2,8 +2,12 @@
 
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from html import unescape
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,3 +29,11 @@ def commands(page: Path, name: str) -> list[list[str]]:
     [lines] = re.findall("<pre>(.*?)</pre>", page.read_text(encoding="utf-8"), re.DOTALL)
     words = [shlex.split(line) for line in unescape(lines).splitlines() if line.startswith("widthwise ")]
     return [arguments for _, command, *arguments in words if command == name]
+
+
+@pytest.fixture(scope="session")
+def hugging_face() -> Iterator[ModuleType]:
+    """Return transformers without torchvision, which mup installs: it need not fit torch, and text needs none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchvision", None)
+        yield import_module("transformers")

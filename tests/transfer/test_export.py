@@ -258,6 +258,7 @@ def test_nanogpt_reads_its_own_names(rule: str, names: set[str]) -> None:
     assert (found["n_embd"], found["n_head"], found["max_iters"], found["min_lr"]) == (256, 8, 100, 0.002)
 
 
+@pytest.mark.usefixtures("hugging_face")
 @pytest.mark.parametrize(
     ("kind", "final"), [("cosine", 0.0), ("cosine", 0.1), ("linear", 0.0), ("linear", 0.1), ("wsd", 0.1)]
 )

@@ -1,9 +1,7 @@
 """Hugging Face's models, from their configuration classes: tables, and µP in all it takes on a Llama."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -34,14 +32,6 @@ RECIPE = Recipe(
     proxy=GPTConfig(width=32, depth=2, head_dim=8, context=64),
     horizon=Horizon(batch_tokens=256, tokens=25_600),
 )
-
-
-@pytest.fixture(scope="module")
-def hugging_face() -> Iterator[ModuleType]:
-    """Return transformers without torchvision, which mup installs: it need not fit torch, and text needs none."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torchvision", None)
-        yield import_module("transformers")
 
 
 def llama(hf: Any, **fields: Any) -> Build:
