@@ -22,7 +22,7 @@ MAX_ERRORS = 3
 def study_status(folder: Path) -> dict[str, Any] | None:
     """Return how the study in `folder` stands, as plain data; None where there is none.
 
-    ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``stopped``), ``counts`` of trials by status,
+    ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of trials by status,
     ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
     what it tried), ``running`` (trial, step and loss of its last evaluation) and ``errors`` (the latest, a line each).
 
@@ -41,7 +41,7 @@ def study_status(folder: Path) -> dict[str, Any] | None:
     ended = [trial for trial in trials if trial.state.is_finished()]
     return {
         "kind": study.user_attrs.get("what", "sweep"),
-        "state": "running" if is_locked(folder) else "stopped",
+        "state": "running" if is_locked(folder) else "interrupted",
         "counts": _counts(trials),
         "tokens": sum(trial.user_attrs.get("tokens", 0) for trial in ended),
         "seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in ended), 1),

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from widthwise.proxies.files import is_locked
+from widthwise.proxies.files import is_locked, read_json
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
+from widthwise.transfer.reporting.formats import CheckFile
 from widthwise.transfer.reporting.reading import RunFolder, read_run
 
 # What a study writes when it has ended.
@@ -20,6 +21,7 @@ _UNTRAINED: dict[str, Any] = {
     "best": None,
     "running": [],
     "errors": [],
+    "verdict": None,
 }
 
 
@@ -43,20 +45,34 @@ def _part(place: Path) -> dict[str, Any] | None:
         return _target(place, read_run(place))
     study = study_status(place)
     if study is None and (place / "check.json").exists():
-        return _UNTRAINED
-    if study is None or study["state"] == "running" or study["running"]:
-        # One that was resumed and stopped has the file of its former end.
-        return study
-    ended = any((place / end).exists() for end in _ENDS)
-    return {**study, "state": "finished"} if ended else study
+        study = _UNTRAINED
+    if study is None:
+        return None
+    # One that was resumed and interrupted has the file of its former end.
+    ended = study["state"] != "running" and not study["running"]
+    if ended and any((place / end).exists() for end in _ENDS):
+        study = {**study, "state": "finished"}
+    return _check(place, study) if study["kind"] == "check" else study
+
+
+def _check(place: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """Return a check's study with its verdict once it is finished; a best of runs that it compares has no sense."""
+    verdict = None
+    if study["state"] == "finished":
+        path = place / "check.json"
+        verdict = CheckFile.parse(read_json(path, "a check"), where=str(path)).verdict.sentence
+    return {**study, "best": None, "verdict": verdict}
 
 
 def _target(place: Path, run: RunFolder) -> dict[str, Any]:
     last = run.metrics[-1] if run.metrics else None
     horizon = run.plan.horizon if run.plan else None
     tokens = horizon.tokens if horizon else None
+    if tokens and horizon and horizon.batch_tokens:
+        # A run ends with its last whole batch.
+        tokens -= tokens % horizon.batch_tokens
     speed = last.tokens_per_second if last else None
-    state = "finished" if run.result else "running" if is_locked(place) else "stopped"
+    state = "finished" if run.result else "running" if is_locked(place) else "interrupted"
     left = (tokens - run.tokens) / speed if state == "running" and tokens and speed else None
     return {
         "kind": "target",

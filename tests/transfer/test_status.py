@@ -54,25 +54,30 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     capsys: pytest.CaptureFixture[str], swept: Ledger
 ) -> None:
     before = contents(swept.out)
-    said = [
-        "  1 completed, 1 stopped, 1 diverged, 2 failed, 1 running; 16,384 tokens in 2 s",
-        "  best: trial 0, loss 3.2500, lr 0.02, weight_decay 0.5, decay l2",
-        "  running: trial 5, loss 4.2500, step 5",
-        "  failed: trial 3: OSError: no space left",
-        "  failed: trial 4: the worker died",
-    ]
+
+    def said(state: str) -> list[str]:
+        return [
+            f"{swept.out}: sweep, {state}",
+            f"  1 completed, 1 stopped, 1 diverged, 2 failed, 1 {state}; 16,384 tokens in 2 s",
+            "  best: trial 0, loss 3.2500, lr 0.02, weight_decay 0.5, decay l2",
+            f"  {state}: trial 5, loss 4.2500, step 5",
+            "  failed: trial 3: OSError: no space left",
+            "  failed: trial 4: the worker died",
+        ]
+
     running = status(capsys, swept.out)
-    assert running == (0, "\n".join([f"{swept.out}: sweep, running", *said, ""]), "")
+    assert running == (0, "\n".join([*said("running"), ""]), "")
     swept.close()
     stopped = status(capsys, swept.out)
-    assert stopped == (0, "\n".join([f"{swept.out}: sweep, stopped", *said, ""]), "")
+    going_on = f"  go on with: widthwise sweep --resume --out '{swept.out}'"
+    assert stopped == (0, "\n".join([*said("interrupted"), going_on, ""]), "")
     assert contents(swept.out) == before
     # A recipe of a former end does not make it finished.
     (swept.out / "recipe.json").write_text("{}")
     _, printed, _ = status(capsys, swept.out.parent, "--json")
     [part] = json.loads(printed)["parts"]
-    interrupted = [{"trial": "5", "step": 5, "loss": 4.25}]
-    assert (part["state"], part["best"]["loss"], part["running"]) == ("stopped", 3.25, interrupted)
+    unfinished = [{"trial": "5", "step": 5, "loss": 4.25}]
+    assert (part["state"], part["best"]["loss"], part["running"]) == ("interrupted", 3.25, unfinished)
     resumed = Ledger(swept.config, swept.out, resume=True)
     resumed.next()
     resumed.finish(5, "completed", {"loss": 3.5, "tokens": 10240, "seconds": 1.5})
@@ -80,6 +85,13 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     _, printed, _ = status(capsys, swept.out, "--json")
     [part] = json.loads(printed)["parts"]
     assert (part["state"], part["running"]) == ("finished", [])
+
+
+VERDICT = "inconclusive: the horizon is too short"
+
+
+def write_verdict(folder: Path) -> None:
+    (folder / "check.json").write_text(json.dumps({"verdict": {"sentence": VERDICT}}))
 
 
 def write_target(folder: Path, **result: Any) -> None:
@@ -105,17 +117,56 @@ def test_a_target_run_is_seen_as_it_runs_and_when_it_has_ended(
     speed = "500 tokens/s"
     assert seen[1].splitlines() == [
         f"{tmp_path / 'one'}: target, running",
-        f"  30,000 of 90,000 tokens, validation loss 2.5000, {speed}, 2 min left",
+        f"  30,000 of 89,088 tokens, validation loss 2.5000, {speed}, 2 min left",
         f"{tmp_path / 'two'}: target, finished",
-        f"  30,000 of 90,000 tokens, diverged, {speed}",
+        f"  30,000 of 89,088 tokens, diverged, {speed}",
     ]
-    assert status(capsys, tmp_path / "one")[1].startswith(f"{tmp_path / 'one'}: target, stopped\n")
+    assert status(capsys, tmp_path / "one")[1].splitlines() == [
+        f"{tmp_path / 'one'}: target, interrupted",
+        f"  30,000 of 89,088 tokens, validation loss 2.5000, {speed}",
+        "  go on with the same command and --resume",
+    ]
+
+
+def test_a_target_run_is_at_its_end_with_its_last_whole_batch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_target(tmp_path / "one", status="completed", loss=2.25, tokens=89_088)
+    assert status(capsys, tmp_path / "one")[1].splitlines() == [
+        f"{tmp_path / 'one'}: target, finished",
+        "  89,088 of 89,088 tokens, validation loss 2.2500, 500 tokens/s",
+    ]
 
 
 def test_a_check_that_trained_nothing_is_finished(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_verdict(tmp_path)
+    assert status(capsys, tmp_path) == (0, f"{tmp_path}: check, finished\n  {VERDICT}\n", "")
     (tmp_path / "check.json").write_text("{}")
-    said = f"{tmp_path}: check, finished\n  no trial; 0 tokens in 0 s\n"
-    assert status(capsys, tmp_path) == (0, said, "")
+    message = f"{tmp_path / 'check.json'}: verdict: is required"
+    assert status(capsys, tmp_path) == (2, "", f"widthwise: error: {message}\n")
+
+
+def test_a_check_is_told_in_runs_and_with_its_verdict_once_finished(
+    capsys: pytest.CaptureFixture[str], swept: Ledger
+) -> None:
+    swept.study.set_user_attr("what", "check")
+    _, said, _ = status(capsys, swept.out)
+    assert said.startswith(f"{swept.out}: check, running\n  1 completed, 1 stopped, ")
+    assert "  running: run 5, loss 4.2500, step 5\n  failed: run 3: " in said
+    assert "best" not in said
+    swept.finish(5, "completed", {"loss": 3.5, "tokens": 10240, "seconds": 1.5})
+    running = swept.next()
+    assert isinstance(running, Trial)
+    swept.run(running)
+    assert "  running: run 6, no loss yet\n" in status(capsys, swept.out)[1]
+    swept.finish(6, "completed", {"loss": 3.5, "tokens": 10240, "seconds": 1.5})
+    swept.close()
+    assert status(capsys, swept.out)[1].endswith("  go on with the same command and --resume\n")
+    write_verdict(swept.out)
+    _, said, _ = status(capsys, swept.out)
+    assert said.splitlines()[:2] == [f"{swept.out}: check, finished", f"  {VERDICT}"]
+    assert said.splitlines()[2].startswith("  3 completed, ")
+    assert "best" not in said
 
 
 def test_a_folder_with_nothing_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

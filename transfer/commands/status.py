@@ -1,6 +1,7 @@
 """``widthwise status``: how a sweep, a check or a target run stands."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,16 @@ class Status:
 def lines(part: Mapping[str, Any]) -> list[str]:
     """Return what is said of one folder."""
     head = f"{part['folder']}: {part['kind']}, {part['state']}"
-    return [head, *(_of_target(part) if part["kind"] == "target" else _of_study(part))]
+    said = _of_target(part) if part["kind"] == "target" else _of_study(part)
+    return [head, *said, *_going_on(part)]
+
+
+def _going_on(part: Mapping[str, Any]) -> list[str]:
+    if part["state"] != "interrupted":
+        return []
+    if part["kind"] == "sweep":
+        return [f"  go on with: {shlex.join(['widthwise', 'sweep', '--resume', '--out', part['folder']])}"]
+    return ["  go on with the same command and --resume"]
 
 
 def _of_target(part: Mapping[str, Any]) -> list[str]:
@@ -51,18 +61,25 @@ def _of_target(part: Mapping[str, Any]) -> list[str]:
 
 
 def _of_study(part: Mapping[str, Any]) -> list[str]:
-    counts = [f"{count} {status}" for status, count in part["counts"].items()]
-    said = [f"  {', '.join(counts) or 'no trial'}; {part['tokens']:,} tokens in {part['seconds']:,.0f} s"]
+    one, verdict = "trial" if part["kind"] == "sweep" else "run", part.get("verdict")
+    said = [f"  {verdict}"] if verdict else []
+    # What runs in a study that nobody works at has been interrupted with it.
+    named = {"running": "running" if part["state"] == "running" else "interrupted"}
+    counts = [f"{count} {named.get(status, status)}" for status, count in part["counts"].items()]
+    if counts or not verdict:
+        total = f"{part['tokens']:,} tokens in {part['seconds']:,.0f} s"
+        said.append(f"  {', '.join(counts) or f'no {one}'}; {total}")
     if part["best"] is not None:
-        said.append(f"  best: trial {_trial(part['best'])}")
-    said += [f"  running: trial {_trial(one)}" for one in part["running"]]
-    return said + [f"  failed: trial {error}" for error in part["errors"]]
+        said.append(f"  best: {one} {_trial(part['best'])}")
+    said += [f"  {named['running']}: {one} {_trial(each)}" for each in part["running"]]
+    return said + [f"  failed: {one} {error}" for error in part["errors"]]
 
 
 def _trial(one: Mapping[str, Any]) -> str:
-    """Return a trial's name, loss, and what else is known of it."""
+    """Return the name of a trial or run, its loss, and what else is known of it."""
     loss = "no loss yet" if one["loss"] is None else f"loss {one['loss']:.4f}"
-    rest = [f"{name} {_short(value)}" for name, value in one.items() if name not in ("trial", "loss")]
+    known = [(name, value) for name, value in one.items() if value is not None]
+    rest = [f"{name} {_short(value)}" for name, value in known if name not in ("trial", "loss")]
     return f"{one['trial']}, {', '.join([loss, *rest])}"
 
 

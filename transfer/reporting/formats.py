@@ -143,6 +143,18 @@ class MetricsLine(Line):
     diagnostics: DiagnosticsLine | None = None
 
 
+class VerdictLine(Line):
+    """What a check says."""
+
+    sentence: str
+
+
+class CheckFile(Line):
+    """``check.json``, as far as one line tells of it; `widthwise.transfer.checking.recorded` reads all."""
+
+    verdict: VerdictLine
+
+
 class ResultFile(Line):
     """``result.json``: how a run ended."""
 
