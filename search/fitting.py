@@ -93,7 +93,8 @@ def fit_minimum(tried: Sequence[Tried], *, seed: int = 0) -> Fit:
     forms = sorted({one.decay for one in near})
     needed = SHAPE + max(1, len(forms)) + SPARE
     if len(near) < needed:
-        return Fit(trials=len(near), problem=f"{len(near)} trials near the best, {needed} are needed")
+        found = f"{len(near)} trial{'' if len(near) == 1 else 's'} near the best"
+        return Fit(trials=len(near), problem=f"{found}, {needed} are needed")
     points = np.log2([[one.lr, one.weight_decay] for one in near])
     centre, scale = points.mean(axis=0), points.std(axis=0)
     if not scale.all():

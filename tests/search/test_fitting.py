@@ -73,6 +73,7 @@ def valley(loss: Any) -> list[Tried]:
 @pytest.mark.parametrize(
     ("tried", "problem"),
     [
+        (drawn(1, 0.0, 0), "1 trial near the best, 9 are needed"),
         (drawn(8, 0.0, 0, octaves=0.5), "8 trials near the best, 9 are needed"),
         (valley(lambda lr, decay: 2 - 0.01 * np.log2(lr / 0.03) ** 2), "the fitted quadratic has no minimum"),
         (

@@ -3,10 +3,12 @@
 import json
 import math
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
@@ -15,7 +17,7 @@ from widthwise.search.fitting import Fit
 from widthwise.search.space import Point
 from widthwise.search.sweeping import Finalist, SeedLosses
 from widthwise.transfer import Recipe
-from widthwise.transfer.commands.sweep import Sweep
+from widthwise.transfer.commands.sweep import Sweep, show
 from widthwise.transfer.recipe import evidence_notes
 from widthwise.transfer.sweep_files import as_options, as_toml
 
@@ -185,6 +187,27 @@ def record(
 ) -> dict[str, Any]:
     ended = {"status": status, "loss": loss, "confirms": confirms, "fitted": False}
     return {"number": number, "hyperparameters": {"decay": decay}, **ended}
+
+
+def test_the_finalists_fit_a_terminal(tmp_path: Path) -> None:
+    screen = StringIO()
+    tuned = Hyperparameters(lr=0.03, weight_decay=17.0, huber_c=0.76)
+    show(swept(SweepConfig(), tuned, [record(3, "huber", 2.0)]), tmp_path, Console(file=screen, width=80))
+    title, *lines = screen.getvalue().splitlines()
+    assert title.strip() == "finalists, the recommended first"
+    [row] = [line for line in lines if "17" in line]
+    assert row.replace("│", " ").split() == [
+        "3",
+        "0.03",
+        "17",
+        "0.76",
+        "2.6667",
+        "3.0000",
+        "±",
+        "0.7638",
+        "3",
+    ]
+    assert "confirmed: mean loss without the seed that they were chosen on" in lines
 
 
 def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() -> None:

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.stopping import resumable, same_command
 
 if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckOptions, CheckResult
@@ -66,6 +67,14 @@ class Check:
 
     def run(self) -> int:
         """Check, print what was found, and calibrate where asked to."""
+        with resumable(self.out / "runs.db", lambda: same_command(self.out)):
+            result = self._checked()
+        self._print(result)
+        if self.calibrate:
+            self._calibrate(result)
+        return 1 if self.strict and result.verdict.outcome != "holds" else 0
+
+    def _checked(self) -> "CheckResult":
         from widthwise.search.executing import Placement
         from widthwise.transfer.checking.running import check
         from widthwise.transfer.recipe import Recipe
@@ -79,17 +88,7 @@ class Check:
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
         )
-        try:
-            result = check(recipe, self.out, self._options(recipe), resume=self.resume, placement=placement)
-        except KeyboardInterrupt:
-            print(
-                f"widthwise: stopped; go on with the same command and --resume ({self.out})", file=sys.stderr
-            )
-            return 130
-        self._print(result)
-        if self.calibrate:
-            self._calibrate(result)
-        return 1 if self.strict and result.verdict.outcome != "holds" else 0
+        return check(recipe, self.out, self._options(recipe), resume=self.resume, placement=placement)
 
     @property
     def _calibrated(self) -> Path:

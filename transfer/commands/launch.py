@@ -11,6 +11,7 @@ from tyro.conf import UseAppendAction
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option, overrides
 from widthwise.transfer.commands.sources import source_for
+from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
 
 if TYPE_CHECKING:
@@ -185,16 +186,11 @@ class Launch(Target):
         return 0
 
     def _train(self, plan: "Plan", data: str) -> int:
-        from widthwise.transfer.launching import launch
+        with resumable(self.out / "plan.json", lambda: same_command(self.out)):
+            from widthwise.transfer.launching import launch
 
-        options = self._options(data=data)
-        try:
+            options = self._options(data=data)
             result = launch(plan, self.out, options, resume=self.resume, address=self.address)
-        except KeyboardInterrupt:
-            print(
-                f"widthwise: stopped; go on with the same command and --resume ({self.out})", file=sys.stderr
-            )
-            return 130
         if self.json:
             print(json.dumps(result))
         elif result["status"] == "completed":

@@ -1,13 +1,13 @@
 """``widthwise sweep``: tune η, λ and c on a proxy; ends with a recipe."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
 if TYPE_CHECKING:
@@ -72,29 +72,35 @@ class Sweep:
 
     def run(self) -> int:
         """Sweep, write the recipe and print what was found."""
-        from rich.console import Console
-
-        from widthwise.search import sweep
-
-        config = self._config()
-        result = sweep(
-            config, self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
-        )
-        if not result.finished:
-            kept = f"{len(result.records)} trials are kept"
-            print(
-                f"widthwise: stopped; {kept}; go on with: widthwise sweep --resume --out {self.out}",
-                file=sys.stderr,
-            )
-            return 130
+        with resumable(self.out / "study.db", self._kept):
+            result = self._swept()
         recipe = save_recipe(result, self.out)
         if self.json:
             print(json.dumps({"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}))
         elif self.quiet:
             print(self.out / "recipe.json")
         else:
+            from rich.console import Console
+
             show(result, self.out, Console())
         return 0
+
+    def _swept(self) -> "SweepResult":
+        from widthwise.search import sweep
+
+        result = sweep(
+            self._config(), self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
+        )
+        if not result.finished:
+            raise KeyboardInterrupt
+        return result
+
+    def _kept(self) -> str:
+        """Return what Ctrl-C left, and how to go on."""
+        records = self.out / "trials.jsonl"
+        kept = len(records.read_text(encoding="utf-8").splitlines()) if records.exists() else 0
+        are = "trial is" if kept == 1 else "trials are"
+        return f"{kept} {are} kept; go on with: widthwise sweep --resume --out {self.out}"
 
     def _config(self) -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
@@ -139,9 +145,7 @@ def show(result: "SweepResult", out: Path, console: "Console") -> None:
     from widthwise.transfer.recipe import evidence_notes
 
     head = ("trial", "η", "λ", "c", "mean", "confirmed", "spread", "seeds")
-    table = Table(
-        *head, title="finalists, the recommended first; confirmed: mean without the seed they were chosen on"
-    )
+    table = Table(*head, title="finalists, the recommended first")
     for finalist in result.finalists:
         tuned = finalist.hyperparameters
         c = f"∞ ({tuned.decay})" if tuned.huber_c is None else f"{tuned.huber_c:.3g}"
@@ -151,6 +155,9 @@ def show(result: "SweepResult", out: Path, console: "Console") -> None:
         name = f"{finalist.number} (fitted)" if finalist.fitted else str(finalist.number)
         table.add_row(name, *row, str(len(finalist.losses)))
     console.print(table)
+    console.print(
+        "confirmed: mean loss without the seed that they were chosen on", soft_wrap=True, highlight=False
+    )
     for note in evidence_notes(
         result.best_by_decay, result.at_edge, result.config.space, result.fit.as_json()
     ):
