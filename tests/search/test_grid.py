@@ -211,6 +211,7 @@ print(json.dumps({key: asdict(outcome) for key, outcome in outcomes.items()}))
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_real_runs_survive_the_death_of_the_driver(
     start: Callable[..., Any], real_text: Path, tmp_path: Path
 ) -> None:

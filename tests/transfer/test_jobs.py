@@ -95,6 +95,7 @@ def _answers(port: int) -> bool:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Path, real_text: Path) -> None:
     (tmp_path / "jobs_network.py").write_text(MODEL)
     save_recipe(tmp_path / "good.json", 0.03, STEPS)
