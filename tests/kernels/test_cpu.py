@@ -13,20 +13,11 @@ from torch import Tensor
 
 from widthwise.kernels import AdamHC, cpu, reference
 
+from .options import OPTIONS
+
 pytestmark = pytest.mark.compiler
 
 CHUNK = 1 << 14  # of csrc/cpu.cpp
-OPTIONS: dict[str, Any] = {
-    "lr": 0.02,
-    "betas": (0.8, 0.9),
-    "eps": 1e-5,
-    "weight_decay": 0.6,
-    "huber_c": 1.2,
-    "threshold": "ema",
-    "threshold_beta": 0.7,
-    "corrected": True,
-    "max_lr": 0.03,
-}
 DECAYS = ["none", "l2", "huber", "huber-prox"]
 AROUND_CHUNKS = [
     *(1, 7, 8, 15, 16, 17, 1023, 1024, 1025, 4095, 4096, 4097),

@@ -22,19 +22,9 @@ from widthwise.kernels.cuda import plan
 from widthwise.kernels.plan import pack_record
 
 from .emulation import Emulation, emulate
+from .options import OPTIONS
 
 CHUNK, TILE, CAPACITY = batches.CHUNK, 1 << 11, batches.CAPACITY
-OPTIONS: dict[str, Any] = {
-    "lr": 0.02,
-    "betas": (0.8, 0.9),
-    "eps": 1e-5,
-    "weight_decay": 0.6,
-    "huber_c": 1.2,
-    "threshold": "ema",
-    "threshold_beta": 0.7,
-    "corrected": True,
-    "max_lr": 0.03,
-}
 DECAYS = ["none", "l2", "huber", "huber-prox"]
 AROUND_BOUNDARIES = [
     *(1, 3, 4, 5, 1023, 1024, 1025, TILE - 1, TILE, TILE + 1),

@@ -17,19 +17,9 @@ from widthwise.kernels import AdamHC, backends, cuda
 from widthwise.kernels.precision import Precision, round_stochastically_, splitmix64
 
 from .emulation import emulate
+from .options import OPTIONS
 
 NARROW = torch.bfloat16
-OPTIONS: dict[str, Any] = {
-    "lr": 0.02,
-    "betas": (0.8, 0.9),
-    "eps": 1e-5,
-    "weight_decay": 0.6,
-    "huber_c": 1.2,
-    "threshold": "ema",
-    "threshold_beta": 0.7,
-    "corrected": True,
-    "max_lr": 0.03,
-}
 KINDS: dict[str, dict[str, Any]] = {
     "master": {},
     "master, narrow moments": {"state_dtype": NARROW},
