@@ -1,58 +1,156 @@
-"""Measure what a sweep costs beside its trials' own training: until the first trial, and per trial.
+"""Measure what a sweep costs beside its trials' own training: until the first trial, per trial, and in all.
 
     python benchmarks/sweep.py
 
-Trials run one after the other, so that the time between two endings is one trial's training and its overhead.
+The same short trials run in a bare loop in this process, one after the other on one thread, before and after each
+sweep. Rates are from the first trial's first step to the last trial's end: what starting takes stands by itself.
 """
 
 import json
 import resource
 import tempfile
+import threading
 import time
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import optuna
+import torch
 
 from widthwise.proxies import GPTConfig, Horizon
+from widthwise.proxies.config import Hyperparameters
+from widthwise.proxies.outcome import RunOptions
+from widthwise.proxies.runs import RunSpec, base_settings, opened, run
 from widthwise.search import SweepConfig, sweep
 
-TRIALS = 20
+TRIALS = 50
+CONCURRENCY = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A sweep, in seconds.
+
+    Attributes:
+        records: its trials, as in ``trials.jsonl``.
+        start: from the call to the first trial's first step.
+        running: from there to the last trial's end.
+        wall: the whole call.
+        driver: share of a core that this process took while trials ran.
+        gaps: between the ends of one trial and the next, less the next one's own training.
+    """
+
+    records: list[dict[str, Any]]
+    start: float
+    running: float
+    wall: float
+    driver: float
+    gaps: list[float]
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     config = SweepConfig(
         model=GPTConfig(width=32, context=64),
         horizon=Horizon(batch_tokens=1024, tokens=51_200),
         trials=TRIALS,
         seeds=1,
-        concurrency=1,
         prune=False,
         validation_batches=2,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        began, clock = datetime.now(), time.perf_counter()
-        result = sweep(config, Path(folder) / "sweep", show_progress=False)
-        wall = time.perf_counter() - clock
-        ended = _endings(Path(folder) / "sweep")
-    trained = [record["seconds"] for record in result.records]
-    first = (ended[0] - began).total_seconds() - trained[0]
-    overheads = [
-        (later - earlier).total_seconds() - own
-        for (earlier, later), own in zip(pairwise(ended), trained[1:], strict=True)
-    ]
+    sweeps, loops = {}, []
+    for concurrency in CONCURRENCY:
+        sweeps[concurrency] = measured(config.model_copy(update={"concurrency": concurrency}))
+        loops.append(bare(config, sweeps[concurrency].records))
+    alone = sweeps[1]
     figures = {
         "trials": TRIALS,
-        "wall_seconds": round(wall, 2),
-        "training_seconds": round(sum(trained), 2),
-        "seconds_before_the_first_trial": round(first, 2),
-        "overhead_seconds_per_trial_median": round(median(overheads), 3),
-        "overhead_seconds_per_trial_max": round(max(overheads), 3),
+        "bare_loop_seconds": [round(seconds, 2) for seconds in loops],
+        "seconds_before_the_first_step": [round(one.start, 2) for one in sweeps.values()],
+        "seconds_from_there_to_the_last_end": [round(one.running, 2) for one in sweeps.values()],
+        "seconds_in_all": [round(one.wall, 2) for one in sweeps.values()],
+        "rate_over_the_bare_loop_times_concurrency": [
+            round(fmean(loops) / one.running / concurrency, 3) for concurrency, one in sweeps.items()
+        ],
+        "overhead_seconds_per_trial_median": round(median(alone.gaps), 3),
+        "overhead_seconds_per_trial_max": round(max(alone.gaps), 3),
+        "overhead_median_of_the_first_and_the_last_ten": [
+            round(median(alone.gaps[:10]), 3),
+            round(median(alone.gaps[-10:]), 3),
+        ],
+        "driver_share_of_a_core": [round(one.driver, 3) for one in sweeps.values()],
         "driver_max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     print(json.dumps(figures, indent=2))
+
+
+def measured(config: SweepConfig) -> Measured:
+    """Run the sweep and return what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        began, clock = datetime.now(), time.perf_counter()
+        with watched() as samples:
+            result = sweep(config, Path(folder) / "sweep", show_progress=False)
+        wall = time.perf_counter() - clock
+        ended = _endings(Path(folder) / "sweep")
+    trained = [record["seconds"] for record in result.records]
+    first = ended[0] - timedelta(seconds=trained[0])
+    gaps = [
+        (later - earlier).total_seconds() - own
+        for (earlier, later), own in zip(pairwise(ended), trained[1:], strict=True)
+    ]
+    (since, before), *_, (until, after) = [one for one in samples if first < one[0] < ended[-1]]
+    return Measured(
+        records=result.records,
+        start=(first - began).total_seconds(),
+        running=(ended[-1] - first).total_seconds(),
+        wall=wall,
+        driver=(after - before) / (until - since).total_seconds(),
+        gaps=gaps,
+    )
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[datetime, float]]]:
+    """Look at this process's processor time every half second: (when, seconds)."""
+    samples: list[tuple[datetime, float]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.5):
+            samples.append((datetime.now(), time.process_time()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def bare(config: SweepConfig, records: list[dict[str, Any]]) -> float:
+    """Return the seconds that the same trials take in a loop in this process."""
+    options = {"evaluations": config.evaluations, "validation_batches": config.validation_batches}
+    opened(config.data, config.model.vocab_size)
+    began = time.perf_counter()
+    for record in records:
+        hyperparameters = Hyperparameters.model_validate(record["hyperparameters"])
+        spec = RunSpec(
+            model=config.model,
+            base_width=config.model.width,
+            horizon=config.horizon,
+            hyperparameters=hyperparameters,
+            settings=base_settings(hyperparameters),
+            data=config.data,
+        )
+        run(spec, RunOptions(seed=record["seed"], **options))
+    return time.perf_counter() - began
 
 
 def _endings(out: Path) -> list[datetime]:
