@@ -13,9 +13,11 @@ from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
 CONFIDENCE = 0.95
+# assumed: the probability of so much more scatter below which a line is taken to be of another kind.
+STRANGE = 0.001
 
 Vector = NDArray[np.float64]
 Losses = Mapping[float, Mapping[int, float | None]]
@@ -118,17 +120,42 @@ class Scatter:
     freedom: int
 
 
-def pooled_scatter(lines: Iterable[Losses]) -> Scatter | None:
-    """Return the scatter that the seeds' parabolas have in common along several lines; None where none has a fit.
+def pooled_scatter(lines: Sequence[Losses]) -> list[Scatter | None]:
+    """Return, for each of several lines, the scatter of the seeds' parabolas that it has in common with others.
 
     Each line counts with its degrees of freedom. The steps between settings should be the same along all of them.
+    One whose slopes scatter so much more than the others' that it happens once in a thousand times, as where a
+    point lies on the wall before divergence, shares nothing: it gets None, to go by its own, and so do all lines
+    where none has a fit.
     """
-    tables = [table for table in map(_bracketed_parabolas, lines) if table is not None]
-    freedom = sum(len(table) - 1 for table in tables)
+    tables = {index: _bracketed_parabolas(line) for index, line in enumerate(lines)}
+    members = {index: table for index, table in tables.items() if table is not None}
+    strangers: set[int] = set()
+    while (odd := _stranger(members)) is not None:
+        del members[odd]
+        strangers.add(odd)
+    freedom = _freedom(members.values())
     if not freedom:
+        return [None] * len(lines)
+    sums = [np.cov(table[:, 1], 2 * table[:, 2]) * (len(table) - 1) for table in members.values()]
+    common = Scatter(covariance=np.sum(sums, axis=0) / freedom, freedom=freedom)
+    return [None if index in strangers else common for index in tables]
+
+
+def _stranger(tables: Mapping[int, Vector]) -> int | None:
+    """Return the line whose slopes scatter beyond the others', by an F-test; None where none does."""
+    if len(tables) < 2:
         return None
-    sums = [np.cov(table[:, 1], 2 * table[:, 2]) * (len(table) - 1) for table in tables]
-    return Scatter(covariance=np.sum(sums, axis=0) / freedom, freedom=freedom)
+    wildest = max(tables, key=lambda index: float(tables[index][:, 1].var(ddof=1)))
+    others = [table for index, table in tables.items() if index != wildest]
+    freedom = _freedom(others)
+    common = sum(float(table[:, 1].var(ddof=1)) * (len(table) - 1) for table in others) / freedom
+    ratio = float(tables[wildest][:, 1].var(ddof=1)) / common if common else 1.0
+    return wildest if fdtrc(len(tables[wildest]) - 1, freedom, ratio) < STRANGE else None
+
+
+def _freedom(tables: Iterable[Vector]) -> int:
+    return sum(len(table) - 1 for table in tables)
 
 
 def _bracketed_parabolas(losses: Losses) -> Vector | None:

@@ -132,10 +132,18 @@ def measure(
     widths = sorted({one.setting.width for one in transferred})
     steps = _common_steps(transferred)
     kappas = {width: _mean(_at(transferred, width), lambda one: one.kappa) for width in widths}
-    scatter = {axis: pooled_scatter(line(observations, width, axis) for width in widths) for axis in AXES}
+    pools = {axis: pooled_scatter([line(observations, width, axis) for width in widths]) for axis in AXES}
     at = tuple(
-        _at_width(observations, width, kappas[base_width], kappas[width], steps, scatter, confidence)
-        for width in widths
+        _at_width(
+            observations,
+            width,
+            kappas[base_width],
+            kappas[width],
+            steps,
+            {axis: pool[index] for axis, pool in pools.items()},
+            confidence,
+        )
+        for index, width in enumerate(widths)
     )
     p = _run_slope(transferred, singular_factor, confidence)
     rule_exponent = _rule_exponent(at)
