@@ -1,9 +1,10 @@
 """What a run is told, and what comes of it: plain records that import nothing heavy."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from widthwise.proxies.config import Kind
 
@@ -168,6 +169,23 @@ class TrainResult:
     flops: float | None
     history: list[Metrics] = field(default_factory=list)
     coordinates: dict[str, list[float]] | None = None
+
+
+def course(history: Sequence[Metrics]) -> list[dict[str, Any]]:
+    """Return what the diagnostics said at every evaluation as plain data, by kind alone.
+
+    ``step``, ``loss``, ``gradient_norm``, and ``kinds`` as `KindDiagnostics`.
+    """
+    return [
+        {
+            "step": one.step,
+            "loss": one.loss,
+            "gradient_norm": one.diagnostics.gradient_norm,
+            "kinds": {kind: asdict(values) for kind, values in one.diagnostics.kinds.items()},
+        }
+        for one in history
+        if one.diagnostics is not None
+    ]
 
 
 def finite(value: float | None) -> float | None:

@@ -33,7 +33,8 @@ class Outcome:
         seconds: that the run took, its worker's start not counted.
         curve: (step, validation loss) of its evaluations.
         measured: what it measured besides, as JSON: ``parameters``, ``flops``, ``train_loss``, ``grad_norm``, and
-            where its options ask for them ``diagnostics`` (of the last evaluation) and ``coordinates``.
+            where its options ask for them ``diagnostics`` (of the last evaluation), ``course`` (by kind, of every
+            evaluation) and ``coordinates``.
     """
 
     status: Literal["completed", "diverged"]

@@ -72,6 +72,8 @@ class Ledger(Books):
             data=config.data,
         )
         options = {"evaluations": config.evaluations, "validation_batches": config.validation_batches}
+        # What a target run is watched by is measured where the settings are the ones to be recommended.
+        options["diagnostics"] = bool(trial.user_attrs.keys() & _NOT_PROPOSED)
         return Run(key=f"trial_{trial.number:04d}", spec=spec, seed=self.seed(trial), options=options)
 
     def hyperparameters(self, trial: Trial | FrozenTrial) -> Hyperparameters:

@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -78,11 +78,13 @@ class Finalist(SeedLosses):
     Attributes:
         number: its first trial's.
         fitted: whether it is the minimum of the quadratic, and not a proposal.
+        courses: by seed, of the runs that measured diagnostics, `widthwise.proxies.outcome.course`.
     """
 
     number: int
     hyperparameters: Hyperparameters
     fitted: bool = False
+    courses: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the finalist as plain data."""
@@ -237,8 +239,14 @@ def _finalist(ledger: Ledger, trial: FrozenTrial, fitted: bool) -> Finalist:
     runs = [trial, *ledger.confirmations(trial.number)]
     # A finalist that diverges with another seed is no finalist: its score is infinite.
     losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
-    hyperparameters = ledger.hyperparameters(trial)
-    return Finalist(number=trial.number, hyperparameters=hyperparameters, losses=losses, fitted=fitted)
+    measured = {ledger.seed(run): run.user_attrs.get("measured", {}).get("course") for run in runs}
+    return Finalist(
+        number=trial.number,
+        hyperparameters=ledger.hyperparameters(trial),
+        losses=losses,
+        fitted=fitted,
+        courses={seed: course for seed, course in measured.items() if course},
+    )
 
 
 def _scatter(finalists: list[Finalist]) -> float:

@@ -10,7 +10,7 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
-from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
+from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
 from widthwise.proxies.runs import RunSpec, device_options, run
 
 
@@ -55,7 +55,8 @@ def _measured(result: TrainResult) -> dict[str, Any]:
     """Return what a run measured besides its loss: of the whole run, and of its last evaluation."""
     whole = {name: value for name, value in asdict(result).items() if name not in _TOLD}
     last = asdict(result.history[-1]) if result.history else {}
-    return {name: value for name, value in (last | whole).items() if name not in _TOLD}
+    over_time = {"course": found} if (found := course(result.history)) else {}
+    return {name: value for name, value in (last | whole | over_time).items() if name not in _TOLD}
 
 
 # What stands in a trial's outcome already, or is its learning curve.

@@ -1,4 +1,4 @@
-"""A target run's progress on standard error, read from its metrics file as the workers write it."""
+"""A target run's progress and alarms on standard error, read from its files as the workers write them."""
 
 import json
 from collections.abc import Iterator
@@ -10,23 +10,28 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 from widthwise.search.progress import console, progress_bar
+from widthwise.transfer.watching.alarms import told
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextmanager
-def following(path: Path, steps: int, *, done: int | None = None, enabled: bool = True) -> Iterator[None]:
-    """Show the evaluations that appear in `path`: a bar on a terminal, a line each elsewhere.
+def following(out: Path, steps: int, *, done: int | None = None, enabled: bool = True) -> Iterator[None]:
+    """Show the evaluations that appear in a folder: a bar on a terminal, a line each elsewhere; alarms a line each.
+
+    Of the alarms of one quantity and kind the first is shown.
 
     Args:
-        path: the metrics file.
+        out: the run's folder, with ``metrics.jsonl`` and ``alarms.jsonl``.
         steps: of the whole run.
         done: the step that a resumed run goes on from; what the file holds already is not shown again.
         enabled: whether anything is shown.
     """
     screen, ended = console(enabled=enabled), Event()
+    path, alarms = out / "metrics.jsonl", out / "alarms.jsonl"
     # Known by all that they say: a stretch that is repeated takes its own time.
     seen = set(_lines(path))
+    raised = {_what(line) for line in _lines(alarms)}
     with progress_bar("target", screen) as bar:
         task = bar.add_task("starting Ray", total=steps, completed=done or 0)
         if done is not None:
@@ -35,7 +40,9 @@ def following(path: Path, steps: int, *, done: int | None = None, enabled: bool 
         def look() -> None:
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 _show(path, seen, bar, task)
+                _raise(alarms, raised, bar)
             _show(path, seen, bar, task)
+            _raise(alarms, raised, bar)
 
         thread = Thread(target=look, daemon=True)
         thread.start()
@@ -57,6 +64,22 @@ def _show(path: Path, seen: set[str], bar: Bar, task: TaskID) -> None:
     for line in new:
         metrics = json.loads(line)
         text = f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in metrics:
+            text += f", MFU {metrics['mfu']:.1%}"
         bar.update(task, completed=metrics["step"], description=text)
         if not bar.console.is_terminal:
             bar.console.print(f"step {metrics['step']}: {text}", highlight=False)
+
+
+def _what(line: str) -> tuple[str, str]:
+    alarm = json.loads(line)
+    return alarm["quantity"], alarm["kind"]
+
+
+def _raise(path: Path, raised: set[tuple[str, str]], bar: Bar) -> None:
+    """Show the alarms of what has not raised one yet."""
+    for line in _lines(path):
+        if (what := _what(line)) not in raised:
+            raised.add(what)
+            said = f"widthwise: {told(json.loads(line))}"
+            bar.console.print(said, highlight=False, markup=False, soft_wrap=True)

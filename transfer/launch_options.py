@@ -25,11 +25,14 @@ class LaunchOptions(Record):
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         keep: checkpoints to keep.
         abort_on: ``divergence`` ends a run whose loss rises far above its start, ``nan`` only one whose loss is
-            not finite.
+            not finite; ``alarm`` as ``divergence``, and one that leaves its proxies' bands.
         evaluations: validation passes, evenly spaced.
         validation_batches: batches of each pass.
         compile: whether to ``torch.compile`` the model.
         diagnostics: whether every evaluation measures `Diagnostics`, for ``metrics.jsonl``.
+        unwatched: whether the run is not compared with the bands in its recipe, and what they need not measured.
+        peak_tflops: 10¹² floating-point operations a second that a worker's device could do, for the utilisation;
+            None takes that of a known GPU.
         module_decay: how λ is shared out among modules; None is evenly.
         model: ``MODULE:FUNCTION`` that returns a model from tokens to logits of a given width, in place of the
             recipe's GPT; the module may lie in the current folder.
@@ -45,11 +48,13 @@ class LaunchOptions(Record):
     recompute: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=1)
-    abort_on: Literal["divergence", "nan"] = "divergence"
+    abort_on: Literal["divergence", "nan", "alarm"] = "divergence"
     evaluations: int = Field(10, ge=1)
     validation_batches: int = Field(8, ge=1)
     compile: bool = False
     diagnostics: bool = False
+    unwatched: bool = False
+    peak_tflops: float | None = Field(None, gt=0)
     module_decay: ModuleDecay | None = None
     model: str | None = None
     overrides: dict[str, Kind] = Field(default_factory=dict)
@@ -72,6 +77,8 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
     if isinstance(options.module_decay, AdaDecay):
         tuned = plan.recipe.hyperparameters
         options.module_decay.require(tuned.decay, tuned.threshold)
+    if options.abort_on == "alarm" and (options.unwatched or options.model is not None):
+        raise ConfigError("abort_on: must not be 'alarm' where the run is not watched")
     sequences = plan.horizon.sequences(plan.model.context)
     if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")

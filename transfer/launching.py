@@ -13,14 +13,12 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
-from widthwise.proxies.files import locked, read_json, write_atomic, write_json
-from widthwise.proxies.outcome import Metrics, finite
+from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
@@ -28,6 +26,9 @@ from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
+from widthwise.transfer.target_worker import train_worker
+from widthwise.transfer.watching.alarms import watch_of
+from widthwise.transfer.watching.bands import Watch
 
 # Times that Ray Train starts the workers again after one died.
 RETRIES = 3
@@ -53,9 +54,10 @@ def launch(
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        What ``result.json`` holds: ``status`` (``completed`` or ``diverged``), ``loss`` (validation, nats
-        per token, None where it diverged), ``steps``, ``tokens``, ``seconds``, ``parameters``, ``flops``
-        (of the training steps), ``rule``, ``width``.
+        What ``result.json`` holds: ``status`` (``completed``, ``diverged``, or ``stopped`` by an alarm), ``loss``
+        (validation, nats per token, None where it diverged), ``steps``, ``tokens``, ``seconds``, ``parameters``,
+        ``flops`` (of the training steps), ``rule``, ``width``; and ``alarms`` where the run was watched, the first
+        of each quantity and kind.
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
@@ -63,7 +65,7 @@ def launch(
     """
     options = options or LaunchOptions()
     out = out.resolve()
-    _require_data(plan, options, require_possible(plan, options))
+    fingerprint = _require_data(plan, options, require_possible(plan, options))
     own = None
     if options.model is not None:
         own = own_model(plan, options.model, options.overrides, options.transposed)
@@ -74,14 +76,18 @@ def launch(
     if own is not None:
         document["own_model"] = identity(own)
     _require_folder(out, document, resume=resume)
-    if (out / "result.json").exists():
+    if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
+    watch = _watch(plan, options, fingerprint)
+    if watch is not None and show_progress:
+        for line in watch.left_out:
+            print(f"widthwise: watched against its proxies; {line}", file=sys.stderr)
     if own is not None and show_progress:
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         locked(out),
         following(
-            out / "metrics.jsonl",
+            out,
             plan.horizon.steps,
             done=last_checkpoint(out) or 0 if resume else None,
             enabled=show_progress,
@@ -96,7 +102,10 @@ def launch(
         resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
-        _train(_spec(plan, options, own), plan.rule, out, options, resources)
+        (out / "result.json").unlink(missing_ok=True)
+        if watch is not None:
+            write_json(out / "bands.json", watch.model_dump(mode="json", by_alias=True))
+        _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
     return read_json(out / "result.json", "a result")
 
 
@@ -104,10 +113,32 @@ def launch(
 _DECIDING = {"data", "seed", "module_decay"}
 
 
-def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> None:
-    """Raise what the workers would say of the data here, where it costs nothing."""
+def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> str:
+    """Raise what the workers would say of the data here, where it costs nothing; return their fingerprint."""
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
+    return tokens.fingerprint
+
+
+def _has_ended(out: Path, options: LaunchOptions) -> bool:
+    """Return whether there is nothing to go on with; where an alarm ended a run, another `abort_on` goes on."""
+    path = out / "result.json"
+    if not path.exists():
+        return False
+    return options.abort_on == "alarm" or read_json(path, "a result").get("status") != "stopped"
+
+
+def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None:
+    """Return what the run is compared with, or None: bands are those of our GPT, and not of other models."""
+    if options.unwatched or options.model is not None:
+        return None
+    tuned_on = (plan.recipe.provenance or {}).get("data_fingerprint")
+    return watch_of(
+        plan,
+        evaluations=options.evaluations,
+        same_data=fingerprint == tuned_on,
+        whole=options.parallel == "ddp" and options.module_decay is None,
+    )
 
 
 def last_checkpoint(out: Path) -> int | None:
@@ -155,7 +186,14 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resources: dict[str, int]) -> None:
+def _train(
+    spec: RunSpec,
+    rule: str,
+    out: Path,
+    options: LaunchOptions,
+    resources: dict[str, int],
+    watch: Watch | None,
+) -> None:
     """Run Ray Train until the run has ended, well or badly."""
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -166,7 +204,10 @@ def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resource
         train_loop_config={
             "spec": spec.model_dump_json(),
             "out": str(out),
-            "options": options.model_dump(include=_RUN_OPTIONS),
+            "options": _run_options(options, watch),
+            "watch": None if watch is None else watch.model_dump_json(by_alias=True),
+            "abort_on_alarm": options.abort_on == "alarm",
+            "peak_tflops": options.peak_tflops,
             "threads": resources["CPU"],
             "outcome": {"rule": rule, "width": spec.model.width},
         },
@@ -202,6 +243,18 @@ _RUN_OPTIONS = {
 }
 
 
+def _run_options(options: LaunchOptions, watch: Watch | None) -> dict[str, Any]:
+    """Return what each worker is told; a watched run measures what it is watched by."""
+    chosen = options.model_dump(include=_RUN_OPTIONS)
+    measures = watch is not None and bool(watch.bands) and options.parallel == "ddp"
+    return {
+        **chosen,
+        "diagnostics": options.diagnostics or measures,
+        # A run that diverges is ended by an alarm's options too.
+        "abort_on": "divergence" if options.abort_on == "alarm" else options.abort_on,
+    }
+
+
 def _spec(plan: Plan, options: LaunchOptions, own: OwnModel | None = None) -> RunSpec:
     return RunSpec(
         model=plan.model,
@@ -234,48 +287,3 @@ def _cause(error: Exception) -> str:
     told = str(cause).strip().rpartition("\n")[2]
     ours = isinstance(cause, ConfigError | RunError) or type(cause).__module__.startswith("ray.")
     return told if ours else f"{type(cause).__name__}: {told}"
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """Train in one of Ray Train's workers; rank 0 writes the run's files."""
-    import torch
-    from ray import train
-
-    from widthwise.proxies.outcome import RunOptions
-    from widthwise.proxies.runs import device_options, run
-
-    torch.set_num_threads(config["threads"])
-    context, out = train.get_context(), Path(config["out"])
-    rank = context.get_world_rank()
-    chosen = config["options"]
-    in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}
-    options = RunOptions(
-        checkpoint=out / "checkpoints",
-        rank=rank,
-        world_size=context.get_world_size(),
-        **(chosen | in_nodes if chosen["parallel"] == "hsdp" else chosen),
-        **device_options(),
-    )
-    on_metrics = MetricsFile(out / "metrics.jsonl").add if rank == 0 else None
-    result = run(RunSpec.model_validate_json(config["spec"]), options, on_metrics)
-    if rank == 0:
-        ending = {name: getattr(result, name) for name in _ENDING}
-        write_json(out / "result.json", {**ending, "loss": finite(result.loss), **config["outcome"]})
-
-
-_ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")
-
-
-class MetricsFile:
-    """``metrics.jsonl``: a line per evaluation, each step once, also after a resumption."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def add(self, metrics: Metrics) -> None:
-        """Append an evaluation, in place of any that a lost stretch of the run left behind."""
-        self.lines = [line for line in self.lines if line["step"] < metrics.step] + [asdict(metrics)]
-        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))

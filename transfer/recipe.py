@@ -108,7 +108,10 @@ class Recipe(Record):
         """Make a recipe of a sweep's best finalist, with the evidence for it and where it came from."""
         from collections import Counter
 
+        from widthwise.transfer.watching.bands import bands_of
+
         best = result.best
+        bands = bands_of(best.courses, result.config.horizon.steps)
         evidence = {
             "loss": best.mean,
             "confirmed": best.confirmed,
@@ -120,6 +123,8 @@ class Recipe(Record):
             "finalists": [finalist.as_json() for finalist in result.finalists],
             "trials": dict(Counter(record["status"] for record in result.records)),
         }
+        if bands is not None:
+            evidence["bands"] = bands.model_dump(mode="json")
         return cls(
             schema=SCHEMA,
             hyperparameters=best.hyperparameters,

@@ -36,7 +36,7 @@ def test_evaluations_are_shown_as_they_appear(
     path = tmp_path / "metrics.jsonl"
     if before:
         path.write_text(before)
-    with following(path, 8, done=done):
+    with following(tmp_path, 8, done=done):
         write_atomic(path, line(4, 20) + line(8, 30))
     captured = capsys.readouterr()
     assert (captured.out, captured.err.splitlines()) == ("", told)
@@ -44,6 +44,6 @@ def test_evaluations_are_shown_as_they_appear(
 
 def test_nothing_is_shown_where_nothing_shall_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
-    with following(path, 8, done=0, enabled=False):
+    with following(tmp_path, 8, done=0, enabled=False):
         path.write_text(line(4, 20))
     assert capsys.readouterr() == ("", "")

@@ -60,8 +60,8 @@ class Launch(Target):
     """Steps between checkpoints, besides one at every evaluation."""
     keep: int = 2
     """Checkpoints to keep."""
-    abort_on: Literal["divergence", "nan"] = "divergence"
-    """What ends a run as diverged: a loss far above its start, or only one that is not finite."""
+    abort_on: Literal["divergence", "nan", "alarm"] = "divergence"
+    """What ends a run: a loss far above its start, only one that is not finite, or also an alarm of the watch."""
     evaluations: int = 10
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
@@ -69,7 +69,11 @@ class Launch(Target):
     compile: bool = False
     """Compile the model with torch.compile."""
     diagnostics: bool = False
-    """Measure norms against the laws of weight decay, spectra and gains at every evaluation."""
+    """Measure norms against the laws of weight decay, spectra and gains at every evaluation; on where watched."""
+    unwatched: bool = False
+    """Do not compare the run with what its recipe's proxies showed."""
+    peak_tflops: Option[float] = None
+    """TFLOP/s that a worker's device could do at most, for the utilisation (MFU); known GPUs' if not given."""
     module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
     """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
     assign: Option[Literal["linear", "sqrt", "log2", "sigmoid"]] = None
@@ -129,6 +133,7 @@ class Launch(Target):
 
         names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
         names += ["abort_on", "evaluations", "compile", "diagnostics", "model", "transposed"]
+        names += ["unwatched", "peak_tflops"]
         settings = {name: getattr(self, name) for name in names}
         settings |= {"overrides": overrides(self.override), "module_decay": self._module_decay()}
         return LaunchOptions.parse({**settings, **given})
@@ -196,6 +201,8 @@ class Launch(Target):
         elif result["status"] == "completed":
             outcome = f"validation loss {result['loss']:.4f} nats per token after {result['tokens']:,} tokens"
             print(f"width {result['width']}, rule {result['rule']}: {outcome}, {result['seconds']:.1f} s")
+            if result.get("alarms"):
+                print(f"alarms: {len(result['alarms'])}, in {self.out / 'alarms.jsonl'}")
             print(f"files: {self.out / 'result.json'}, {self.out / 'metrics.jsonl'}")
         if result["status"] != "completed":
             print(f"widthwise: failed: {self._failure(result)}", file=sys.stderr)

@@ -1,0 +1,171 @@
+"""The comparison of a run with its bands, and what is said where it leaves them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from widthwise.proxies.outcome import Metrics
+from widthwise.transfer.plan import Plan
+from widthwise.transfer.watching import causes
+from widthwise.transfer.watching.bands import Carried, Watch, carried, decay_share, judged, stored
+from widthwise.transfer.watching.laws import evaluation_steps
+from widthwise.transfer.watching.quantities import Place
+
+Values = Mapping[tuple[str, Place], float]
+
+_NAMES = {
+    "rms": "RMS of the {kind} weights",
+    "update_ratio": "update ratio of the {kind} weights",
+    "gain": "gain of the {kind} weights",
+    "gradient_norm": "gradient norm",
+    "loss": "validation loss",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A value outside its band.
+
+    Attributes:
+        step, tokens: of the evaluation.
+        quantity, kind: what left its band; ``run`` is the whole model.
+        value: measured.
+        low, high: the band; `low` is None where none is too low.
+        cause, advice: the likely one, and what to do, in plain words.
+    """
+
+    step: int
+    tokens: int
+    quantity: str
+    kind: Place
+    value: float
+    low: float | None
+    high: float
+    cause: str
+    advice: str
+
+
+def told(alarm: Mapping[str, Any]) -> str:
+    """Return an alarm, as plain data, in one line."""
+    name = _NAMES[alarm["quantity"]].format(kind=alarm["kind"])
+    where = "above" if alarm["value"] > alarm["high"] else "below"
+    bound = alarm["high"] if where == "above" else alarm["low"]
+    found = f"{name} {alarm['value']:.4g}, {where} the proxies' band at {bound:.4g}"
+    return f"alarm at step {alarm['step']}: {found}; likely cause: {alarm['cause']}; {alarm['advice']}"
+
+
+def watch_of(plan: Plan, *, evaluations: int, same_data: bool, whole: bool = True) -> Watch | None:
+    """Return what a plan's target is watched by, or None where its recipe has no bands.
+
+    Args:
+        plan: the target's.
+        evaluations: of the target, evenly spaced.
+        same_data: whether it trains on the proxies' tokens.
+        whole: whether every worker has all weights, and λ is shared out evenly among them.
+
+    Raises:
+        ConfigError: the recipe's bands are damaged.
+    """
+    bands = stored(plan.recipe)
+    if bands is None:
+        return None
+    quantities, left_out = judged(plan, same_data=same_data, whole=whole)
+    steps = evaluation_steps(plan.horizon, evaluations)
+    return Watch(
+        schema="widthwise/bands/1",
+        steps=steps,
+        bands=tuple(carried(bands, plan, quantities, evaluations)),
+        left_out=tuple(left_out),
+        suspicions=tuple(causes.suspicions(plan, decay_share(bands, "matrix"), steps)),
+        rate=causes.rate(plan),
+        time=causes.time(plan),
+    )
+
+
+def measured(metrics: Metrics) -> dict[tuple[str, Place], float]:
+    """Return the values of an evaluation that a band may be about; those that are not finite are missing."""
+    found: dict[tuple[str, Place], float | None] = {("loss", "run"): metrics.loss}
+    if metrics.diagnostics is not None:
+        found["gradient_norm", "run"] = metrics.diagnostics.gradient_norm
+        for kind, values in metrics.diagnostics.kinds.items():
+            for name in ("rms", "update_ratio", "gain"):
+                found[name, kind] = getattr(values, name)
+    return {place: value for place, value in found.items() if value is not None and isfinite(value)}
+
+
+class Watcher:
+    """Compares evaluations with their bands, in any training loop.
+
+    watcher = Watcher(watch_of(plan, evaluations=10, same_data=True))
+    ...
+    for alarm in watcher.look(metrics.step, metrics.tokens, measured(metrics)):
+        print(told(asdict(alarm)))
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.seen: dict[int, tuple[float, float]] = {}
+
+    def look(self, step: int, tokens: int, values: Values) -> list[Alarm]:
+        """Return the alarms of one evaluation.
+
+        Args:
+            step: one of the watch's steps; at others nothing is known.
+            tokens: trained on so far.
+            values: by quantity and kind.
+        """
+        if step not in self.watch.steps:
+            return []
+        place = self.watch.steps.index(step)
+        ratios = [self._over_centre(name, values, place) for name in ("rms", "update_ratio")]
+        if all(ratios):
+            self.seen[place] = ratios[0] or 1.0, ratios[1] or 1.0
+        left = [
+            (band, value)
+            for band in self.watch.bands
+            if (value := values.get((band.quantity, band.kind))) is not None
+            and _is_outside(band, value, place)
+        ]
+        cause = self._cause([band for band, _ in left]) if left else ("", "")
+        return [_alarm(step, tokens, band, value, place, cause) for band, value in left]
+
+    def _over_centre(self, name: str, values: Values, place: int) -> float | None:
+        centre, value = self.watch.expected(name, "matrix", place), values.get((name, "matrix"))
+        return value / centre if value and centre else None
+
+    def _cause(self, left: Sequence[Carried]) -> tuple[str, str]:
+        """Return the likely cause and what to do, of what is surest first."""
+        watch, kinds = self.watch, list(dict.fromkeys(band.kind for band in left if band.kind != "run"))
+        if watch.rate is not None:
+            return watch.rate
+        if any(band.kind == "matrix" and band.quantity in ("rms", "update_ratio") for band in left):
+            found = causes.nearest(watch.suspicions, self.seen)
+            if found is not None:
+                return found.cause, found.advice
+        # Wrong weights in one place move the updates of all.
+        wrong = list(dict.fromkeys(band.kind for band in left if band.quantity == "rms")) or kinds
+        if wrong and "matrix" not in wrong:
+            return causes.vectors(wrong)
+        return watch.time or causes.GENERAL
+
+
+def _is_outside(band: Carried, value: float, place: int) -> bool:
+    low, high = band.low[place], band.high[place]
+    return (high is not None and value > high) or (low is not None and value < low)
+
+
+def _alarm(step: int, tokens: int, band: Carried, value: float, place: int, cause: tuple[str, str]) -> Alarm:
+    high = band.high[place]
+    assert high is not None
+    return Alarm(
+        step=step,
+        tokens=tokens,
+        quantity=band.quantity,
+        kind=band.kind,
+        value=value,
+        low=band.low[place],
+        high=high,
+        cause=cause[0],
+        advice=cause[1],
+    )
