@@ -33,6 +33,12 @@ RECIPES = {
         proxy=GPTConfig(width=WIDTH, context=64),
         horizon=HORIZON,
     ),
+    # Three times the decay, longer steps, three blocks.
+    "strong": Recipe(
+        hyperparameters=Hyperparameters(lr=0.04, weight_decay=5.0, huber_c=1.5, clip_norm=1.0),
+        proxy=GPTConfig(width=WIDTH, depth=3, context=64),
+        horizon=HORIZON,
+    ),
     # AdamW, linear, gains and biases, GELU: on WikiText.
     "adamw": Recipe(
         hyperparameters=Hyperparameters(
@@ -51,7 +57,7 @@ class Target:
     rule: str = "fan-sqrt"
     decays: bool = True
     tokens: float = 1.0
-    depth: int = 2
+    depth: int = 1
     std: float = 1.0
     lr: float = 1.0
     model: dict[str, float] | None = None
@@ -62,7 +68,7 @@ class Target:
 TARGETS = {
     "sound": Target(),
     "longer": Target(tokens=2.0),
-    "deeper": Target(depth=4),
+    "deeper": Target(depth=2),
     "sp": Target(rule="sp"),
     "coupled": Target(rule="mup-coupled"),
     "independent": Target(rule="mup-independent"),
@@ -81,7 +87,7 @@ def plan_of(recipe: Recipe, width: int, target: Target) -> Plan:
     """Return the plan that a target is told."""
     return recipe.at(
         width=width,
-        depth=target.depth,
+        depth=recipe.proxy.depth * target.depth,
         tokens=int(recipe.horizon.tokens * target.tokens),
         rule=target.rule,
         decay_kinds=None if target.decays else (),
@@ -127,7 +133,7 @@ def wanted() -> Iterator[Name]:
         yield from (Name(recipe=recipe, width=WIDTH, target="sound", seed=seed) for seed in range(4))
         for target in TARGETS:
             faulty = target not in ("sound", "longer", "deeper", "independent")
-            if recipe == "adamw" and target not in ("sound", "sp", "undecayed", "init4"):
+            if recipe != "huber" and target not in ("sound", "sp", "undecayed", "init4"):
                 continue
             widths = (128,) if faulty else (64, 128) if target == "sound" else (64,)
             for width in widths:
@@ -221,11 +227,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.folder.mkdir(exist_ok=True)
-    data = {"huber": arguments.shakespeare, "adamw": arguments.wikitext}
+    data = {name: arguments.shakespeare for name in RECIPES} | {"adamw": arguments.wikitext}
     names = [
         name
         for name in wanted()
-        if str(name).startswith(arguments.only)
+        if (str(name).startswith(arguments.only) or name.width == WIDTH)
         and (not arguments.cached or (arguments.folder / f"{name}.json").exists())
     ]
     print(table({name: trained(name, arguments.folder, data) for name in names}), end="")

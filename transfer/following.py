@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 from widthwise.search.progress import console, progress_bar
-from widthwise.transfer.watching.alarms import told
+from widthwise.transfer.watching.telling import told
 
 SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -28,7 +28,7 @@ from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.target_worker import train_worker
 from widthwise.transfer.watching.alarms import watch_of
-from widthwise.transfer.watching.bands import Watch
+from widthwise.transfer.watching.records import Watch
 
 # Times that Ray Train starts the workers again after one died.
 RETRIES = 3

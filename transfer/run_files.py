@@ -9,7 +9,8 @@ from typing import Any
 from widthwise.proxies.files import write_atomic
 from widthwise.proxies.outcome import Metrics
 from widthwise.transfer.watching.alarms import Watcher, measured
-from widthwise.transfer.watching.bands import Watch
+from widthwise.transfer.watching.records import Watch
+from widthwise.transfer.watching.telling import first_of_each
 
 
 class StepLines:
@@ -71,11 +72,3 @@ class Log:
         if self.peak is None or metrics.flops is None or metrics.seconds <= 0:
             return {}
         return {"mfu": metrics.flops / (metrics.seconds * self.peak)}
-
-
-def first_of_each(alarms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the first alarm of every quantity and kind."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    for alarm in alarms:
-        first.setdefault((alarm["quantity"], alarm["kind"]), dict(alarm))
-    return list(first.values())

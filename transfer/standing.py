@@ -84,4 +84,6 @@ def _target(place: Path, run: RunFolder) -> dict[str, Any]:
         "loss": run.loss,
         "tokens_per_second": speed,
         "seconds_left": None if left is None else round(left, 1),
+        "mfu": last.mfu if last else None,
+        "alarms": run.first_alarms,
     }

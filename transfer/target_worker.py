@@ -7,7 +7,7 @@ from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.run_files import Log
-from widthwise.transfer.watching.bands import Watch
+from widthwise.transfer.watching.records import Watch
 
 
 def train_worker(config: dict[str, Any]) -> None:

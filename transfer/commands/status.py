@@ -47,6 +47,8 @@ def _going_on(part: Mapping[str, Any]) -> list[str]:
 
 
 def _of_target(part: Mapping[str, Any]) -> list[str]:
+    from widthwise.transfer.watching.telling import told
+
     of = "" if part["of_tokens"] is None else f" of {part['of_tokens']:,}"
     said = [f"{part['tokens']:,}{of} tokens"]
     if part["loss"] is not None:
@@ -55,9 +57,11 @@ def _of_target(part: Mapping[str, Any]) -> list[str]:
         said.append(part["status"])
     if part["tokens_per_second"]:
         said.append(f"{part['tokens_per_second']:,.0f} tokens/s")
+    if part["mfu"] is not None:
+        said.append(f"MFU {part['mfu']:.1%}")
     if part["seconds_left"] is not None:
         said.append(f"{part['seconds_left'] / 60:.0f} min left")
-    return [f"  {', '.join(said)}"]
+    return [f"  {', '.join(said)}", *(f"  {told(alarm)}" for alarm in part["alarms"])]
 
 
 def _of_study(part: Mapping[str, Any]) -> list[str]:

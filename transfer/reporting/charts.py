@@ -220,6 +220,8 @@ _LOOKS: dict[Look, dict[str, Any]] = {
     "dashed": {"mode": "lines", "line": {"width": 1.5, "dash": "dash"}},
     "dotted": {"mode": "lines", "line": {"width": 1.5, "dash": "dot"}},
     "stars": {"mode": "lines+markers", "line": {"width": 1.5}, "marker": {"symbol": "star", "size": 13}},
+    # Its colours come from the line's.
+    "area": {"mode": "none", "fill": "toself", "opacity": 0.35},
 }
 
 
@@ -251,6 +253,9 @@ def _trace(series: Series) -> go.Scatter:
         line={**looks.get("line", {}), **own},
         marker={**looks.get("marker", {}), **own},
         error_y=error,
+        fill=looks.get("fill"),
+        fillcolor=own["color"] if "fill" in looks else None,
+        opacity=looks.get("opacity"),
         name=_label(series.label),
         showlegend=bool(series.label),
         hovertemplate="%{x:.4g}: %{y:.4g}<extra>" + _label(series.label) + "</extra>",

@@ -15,6 +15,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.reporting.check_panels import check_panels
 from widthwise.transfer.reporting.panels import GREY, Look, Panel, What, colour
 from widthwise.transfer.reporting.reading import Contents, read_contents
+from widthwise.transfer.reporting.watch_panels import watch_panels
 from widthwise.transfer.reporting.weight_panels import run_panels
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -26,6 +27,7 @@ _LOOKS: dict[Look, dict[str, Any]] = {
     "dashed": {"linewidth": 1.2, "linestyle": "--"},
     "dotted": {"linewidth": 1.2, "linestyle": ":"},
     "stars": {"linewidth": 1.2, "marker": "*", "markersize": 10},
+    "area": {"alpha": 0.18, "linewidth": 0},
 }
 
 
@@ -67,7 +69,7 @@ def plot(
 def folder_panels(contents: Contents) -> list[Panel]:
     """Return all panels of a folder, a check after the other, the runs' together."""
     checks = [panel for one in contents.checks for panel in check_panels(one.result)]
-    return checks + run_panels(contents.runs)
+    return checks + run_panels(contents.runs) + watch_panels(contents.runs)
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
@@ -86,6 +88,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         style = {"color": colour(one), "label": _plain(one.label) or "_", **_LOOKS[one.look]}
         if one.look in ("points", "joined"):
             axes.errorbar(one.x, one.y, yerr=one.error, **style)
+        elif one.look == "area":
+            axes.fill(one.x, one.y, **style)
         else:
             axes.plot(one.x, one.y, **style)
     for label, x in panel.marks.items():

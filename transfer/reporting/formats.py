@@ -126,10 +126,20 @@ class ParameterLine(Line):
     kappa: float | None = None
 
 
+class KindLine(Line):
+    """One kind's diagnostics, as `widthwise.proxies.outcome.KindDiagnostics` has them."""
+
+    rms: float | None = None
+    update_ratio: float | None = None
+    gain: float | None = None
+
+
 class DiagnosticsLine(Line):
     """The diagnostics of one evaluation."""
 
     parameters: dict[str, ParameterLine]
+    kinds: dict[str, KindLine] = {}
+    gradient_norm: float | None = None
 
 
 class MetricsLine(Line):
@@ -140,7 +150,22 @@ class MetricsLine(Line):
     loss: float | None
     train_loss: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None
     diagnostics: DiagnosticsLine | None = None
+
+
+class AlarmLine(Line):
+    """A line of ``alarms.jsonl``, as `widthwise.transfer.watching.alarms.Alarm` has it."""
+
+    step: int
+    tokens: int
+    quantity: str
+    kind: str
+    value: float
+    low: float | None
+    high: float
+    cause: str
+    advice: str
 
 
 class VerdictLine(Line):

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-What = Literal["lr", "decay", "singular-values", "coordinates", "diagnostics"]
-Look = Literal["points", "joined", "line", "dashed", "dotted", "stars"]
+What = Literal["lr", "decay", "singular-values", "coordinates", "diagnostics", "bands"]
+Look = Literal["points", "joined", "line", "dashed", "dotted", "stars", "area"]
 
 # Okabe and Ito's, for all kinds of sight; ink is for what belongs to no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,7 +20,7 @@ class Series:
     Attributes:
         label: in the legend; empty for none.
         x, y: as many of each.
-        look: points, points that a thin line joins, a line, or stars that a line joins.
+        look: points, points that a thin line joins, a line, stars that a line joins, or the area that a line bounds.
         colour: place among the colours; None is ink.
         error: ± in y, or None.
     """

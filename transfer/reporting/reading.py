@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from widthwise.proxies.files import read_json
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.files import is_locked, read_json
+from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search import SweepConfig
 from widthwise.transfer.recipe import SCHEMA, Recipe
-from widthwise.transfer.reporting.formats import Evidence, Line, MetricsLine, PlanFile, ResultFile, TrialLine
+from widthwise.transfer.reporting.formats import (
+    AlarmLine,
+    Evidence,
+    MetricsLine,
+    PlanFile,
+    ResultFile,
+    TrialLine,
+)
+from widthwise.transfer.watching.records import Watch
+from widthwise.transfer.watching.telling import first_of_each
 
 if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckResult
@@ -68,7 +77,7 @@ class CheckFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A target run: what was planned, its metrics by step, and the result once there is one."""
+    """A target run: what was planned, its metrics by step, the result once there is one, and what it is watched by."""
 
     name: str
     folder: Path
@@ -76,6 +85,13 @@ class RunFolder:
     plan: PlanFile | None
     metrics: list[MetricsLine]
     result: ResultFile | None
+    watch: Watch | None = None
+    alarms: tuple[AlarmLine, ...] = ()
+
+    @property
+    def first_alarms(self) -> list[dict[str, Any]]:
+        """The first alarm of every quantity and kind."""
+        return first_of_each(alarm.model_dump() for alarm in self.alarms)
 
     @property
     def rule(self) -> str:
@@ -92,8 +108,11 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """How the run ended, or ``in progress``."""
-        return self.result.status if self.result else "in progress"
+        """How the run ended, or ``in progress``, or ``interrupted`` where nobody works at it any more."""
+        if self.result:
+            return self.result.status
+        begun = (self.folder / ".lock").exists()
+        return "interrupted" if begun and not is_locked(self.folder) else "in progress"
 
     @property
     def loss(self) -> float | None:
@@ -199,6 +218,8 @@ def read_run(place: Path) -> RunFolder:
         plan=_record(place / "plan.json", PlanFile, "a plan"),
         metrics=[metrics[step] for step in sorted(metrics)],
         result=_record(place / "result.json", ResultFile, "a run's result"),
+        watch=_record(place / "bands.json", Watch, "a run's bands"),
+        alarms=tuple(_lines(place / "alarms.jsonl", AlarmLine)),
     )
 
 
@@ -207,7 +228,7 @@ def _recipe(place: Path) -> Recipe | None:
     return Recipe.load(path) if path.exists() else None
 
 
-L = TypeVar("L", bound=Line)
+L = TypeVar("L", bound=Record)
 
 
 def _record(path: Path, cls: type[L], what: str) -> L | None:

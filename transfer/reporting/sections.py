@@ -13,6 +13,8 @@ from widthwise.transfer.reporting.formats import PlanFile, PlanKind
 from widthwise.transfer.reporting.markup import Html, pairs, section, table, tag
 from widthwise.transfer.reporting.reading import CheckFolder, Contents, RunFolder, SweepFolder
 from widthwise.transfer.reporting.summary import finalists, nats, number, plural
+from widthwise.transfer.reporting.watch_panels import watch_panels
+from widthwise.transfer.reporting.watched import watched
 from widthwise.transfer.reporting.weight_panels import run_panels
 from widthwise.transfer.sweep_files import as_options, as_toml
 
@@ -178,7 +180,9 @@ def _targets(runs: list[RunFolder]) -> Html:
         drawn = charts.chart(charts.targets([run for run in runs if run.metrics]), "targets")
         text = "Validation loss at every evaluation, and the training loss as its mean since the evaluation before."
         content += [tag("h3", "Loss over the tokens"), tag("p", text), drawn]
-    for panel in run_panels(runs):
+    for run in runs:
+        content += watched(run)
+    for panel in run_panels(runs) + watch_panels(runs):
         drawn = charts.chart(charts.panel_chart(panel), f"weights-{panel.name}")
         content += [tag("h3", f"{panel.title[0].upper()}{panel.title[1:]}"), drawn]
     return section("target", "Target runs" if len(runs) > 1 else "Target run", *content)

@@ -3,24 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 from widthwise.proxies.outcome import Metrics
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.watching import causes
-from widthwise.transfer.watching.bands import Carried, Watch, carried, decay_share, judged, stored
+from widthwise.transfer.watching.bands import carried, decay_share, judged, stored
 from widthwise.transfer.watching.laws import evaluation_steps
-from widthwise.transfer.watching.quantities import Place
+from widthwise.transfer.watching.records import Carried, Place, Watch
 
 Values = Mapping[tuple[str, Place], float]
-
-_NAMES = {
-    "rms": "RMS of the {kind} weights",
-    "update_ratio": "update ratio of the {kind} weights",
-    "gain": "gain of the {kind} weights",
-    "gradient_norm": "gradient norm",
-    "loss": "validation loss",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +35,6 @@ class Alarm:
     high: float
     cause: str
     advice: str
-
-
-def told(alarm: Mapping[str, Any]) -> str:
-    """Return an alarm, as plain data, in one line."""
-    name = _NAMES[alarm["quantity"]].format(kind=alarm["kind"])
-    where = "above" if alarm["value"] > alarm["high"] else "below"
-    bound = alarm["high"] if where == "above" else alarm["low"]
-    found = f"{name} {alarm['value']:.4g}, {where} the proxies' band at {bound:.4g}"
-    return f"alarm at step {alarm['step']}: {found}; likely cause: {alarm['cause']}; {alarm['advice']}"
 
 
 def watch_of(plan: Plan, *, evaluations: int, same_data: bool, whole: bool = True) -> Watch | None:

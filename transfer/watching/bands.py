@@ -3,46 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import exp, log
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from widthwise.proxies.config import Kind
-from widthwise.proxies.validation import Record
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.recipe import Recipe
 from widthwise.transfer.watching.laws import evaluation_steps
-from widthwise.transfer.watching.quantities import QUANTITIES, RECORDED, Place, Quantity
+from widthwise.transfer.watching.quantities import QUANTITIES, RECORDED, Quantity
+from widthwise.transfer.watching.records import Band, Bands, Carried, Place
 
-SCHEMA: Literal["widthwise/bands/1"] = "widthwise/bands/1"
 _OF_RUN = ("loss", "gradient_norm")
 # Runs from whose extremes a band can be told.
 LEAST_SEEDS = 2
-
-
-class Band(Record):
-    """One quantity over the evaluations: geometric mean, least and largest over the seeds; null where unknown."""
-
-    centre: tuple[float | None, ...]
-    low: tuple[float | None, ...]
-    high: tuple[float | None, ...]
-
-
-class Bands(Record):
-    """What a recipe's runs measured, ``evidence.bands`` of the recipe.
-
-    Attributes:
-        seeds: runs.
-        fractions: the evaluations, as shares of the run's steps.
-        run: of the whole model: ``loss`` (validation, nats per token) and ``gradient_norm`` (before clipping).
-        kinds: by kind, `RECORDED`, as `widthwise.proxies.outcome.KindDiagnostics` defines them.
-    """
-
-    seeds: int
-    fractions: tuple[float, ...]
-    run: dict[str, Band]
-    kinds: dict[Kind, dict[str, Band]]
+# measured: proxies of width 16 leave the noise law of the RMS by more than a band allows.
+LEAST_WIDTH = 32
 
 
 def bands_of(courses: Mapping[int, Sequence[Mapping[str, Any]]], steps: int) -> Bands | None:
@@ -82,57 +58,6 @@ def _band(rows: Sequence[Sequence[float | None]]) -> Band:
         low=tuple(min(values, default=None) for values in pick),
         high=tuple(max(values, default=None) for values in pick),
     )
-
-
-class Carried(Band):
-    """A band at the target's evaluations, in the target's own values, its tolerance included.
-
-    ``low`` is null where a value below is no alarm, all where the evaluation is not judged.
-    """
-
-    quantity: str
-    kind: Place
-
-
-class Suspicion(Record):
-    """Something that may be wrong with the matrices, and what it would do to them.
-
-    Attributes:
-        cause, advice: in plain words.
-        rms, update_ratio: factors on what the plan says, by evaluation.
-    """
-
-    cause: str
-    advice: str
-    rms: tuple[float, ...]
-    update_ratio: tuple[float, ...]
-
-
-class Watch(Record):
-    """What a target run is compared with; ``bands.json`` of its folder.
-
-    Attributes:
-        schema_: the file's format, ``"schema"`` in JSON.
-        steps: after which the target is evaluated.
-        bands: by quantity and kind.
-        left_out: what is not judged, and why, a line each.
-        suspicions: about the matrices.
-        rate, time: cause and advice from the plan alone, where its η does not fall with the width, or its Σηλ is
-            too small for the decay to act; the first is taken before all suspicions, the second after them.
-    """
-
-    schema_: Literal["widthwise/bands/1"] = Field(SCHEMA, alias="schema")
-    steps: tuple[int, ...]
-    bands: tuple[Carried, ...]
-    left_out: tuple[str, ...] = ()
-    suspicions: tuple[Suspicion, ...] = ()
-    rate: tuple[str, str] | None = None
-    time: tuple[str, str] | None = None
-
-    def expected(self, quantity: str, kind: Place, place: int) -> float | None:
-        """Return the centre of a band at an evaluation, or None where it is not judged."""
-        found = [one for one in self.bands if (one.quantity, one.kind) == (quantity, kind)]
-        return found[0].centre[place] if found else None
 
 
 def stored(recipe: Recipe) -> Bands | None:
@@ -214,6 +139,8 @@ def judged(plan: Plan, *, same_data: bool, whole: bool) -> tuple[list[Quantity],
     """
     ratios, left_out = plan.ratios, []
     steps = ratios.tokens / ratios.batch
+    if plan.recipe.proxy.width < LEAST_WIDTH:
+        return [], [f"nothing is judged: the laws were tried with proxies of width {LEAST_WIDTH} and more"]
     if not all(0.5 <= one <= 2 for one in (steps, ratios.batch, ratios.depth)):
         parts = f"×{steps:.3g} the proxies' steps, ×{ratios.batch:.3g} their batch, ×{ratios.depth:.3g} their depth"
         return [], [f"nothing is judged: the target has {parts}; the laws were tried to ×2"]
@@ -229,4 +156,7 @@ def judged(plan: Plan, *, same_data: bool, whole: bool) -> tuple[list[Quantity],
         left_out.append(
             "loss and gradient norm are not judged: the target is smaller than the proxies, or its batch other"
         )
-    return [quantity for quantity in QUANTITIES if quantity.name in names], left_out
+    pace = max(steps, 1 / steps)
+    if any(quantity.reach < pace for quantity in QUANTITIES):
+        left_out.append("some weights are not judged: the target has other than the proxies' steps")
+    return [one for one in QUANTITIES if one.name in names and one.reach >= pace], left_out

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from math import log
 
 from widthwise.transfer.plan import ENOUGH_DECAY, Plan
-from widthwise.transfer.watching.bands import Suspicion
 from widthwise.transfer.watching.laws import Course
+from widthwise.transfer.watching.records import Suspicion
 
 _INITIAL = (1 / 8, 1 / 4, 1 / 2, 2.0, 4.0, 8.0)
 # assumed: a suspicion that explains less of the deviation than this share, squared, explains nothing.

@@ -7,13 +7,12 @@ law that held on real runs is recorded and not judged: σ₁ (its exponent is op
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from widthwise.proxies.config import Kind
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.watching.laws import Course
+from widthwise.transfer.watching.records import Place
 
-Place = Kind | Literal["run"]
 Unit = Callable[[Plan, Kind, float, Sequence[int]], list[float]]
 
 RECORDED = ("rms", "update_ratio", "gradient_to_weight", "top_singular_value", "gain", "kappa")
@@ -30,6 +29,7 @@ class Quantity:
         unit: at a plan, a kind, κ̂ and steps; a value over it does not depend on the width.
         tolerance: the band is as much wider than the proxies' seeds, a factor on either side, at the proxies'
             own width. measured: docs/results/watching.md.
+        reach: it is judged where the target has as many times the proxies' steps, or as many times fewer, at most.
         drift: a target w times as wide has the tolerance times w^drift: the laws are not exact.
         below: whether a value below the band is an alarm too.
         law: in words.
@@ -42,6 +42,7 @@ class Quantity:
     below: bool
     law: str
     drift: float = 0.0
+    reach: float = 2.0
 
     def margin(self, width: float) -> float:
         """Return the factor between the proxies' extremes and the band's edges; `width` is target / proxy."""
@@ -72,10 +73,20 @@ def _output(plan: Plan, kind: Kind, kappa: float, steps: Sequence[int]) -> list[
 QUANTITIES = (
     Quantity(
         name="rms",
-        kinds=("matrix", "embedding", "readout"),
+        kinds=("matrix",),
         unit=_rms,
         tolerance=1.08,
         drift=0.05,
+        below=True,
+        law="√V_t of the plan's initialisation, η, λ and schedule (noise law)",
+    ),
+    Quantity(
+        name="rms",
+        kinds=("embedding", "readout"),
+        unit=_rms,
+        tolerance=1.08,
+        drift=0.05,
+        reach=1.25,
         below=True,
         law="√V_t of the plan's initialisation, η, λ and schedule (noise law)",
     ),
@@ -85,6 +96,7 @@ QUANTITIES = (
         unit=_update_ratio,
         tolerance=1.3,
         drift=0.05,
+        reach=1.25,
         below=True,
         law="η_t·√((1-β1)/(1+β1))/√V_t of the plan (noise law)",
     ),
