@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log
 
 from widthwise.proxies.outcome import Metrics
 from widthwise.transfer.plan import Plan
@@ -79,6 +79,9 @@ def measured(metrics: Metrics) -> dict[tuple[str, Place], float]:
 class Watcher:
     """Compares evaluations with their bands, in any training loop.
 
+    A quantity raises an alarm where it lies outside its band twice in a row, or far outside: further from the edge
+    than the edge is from the centre.
+
     watcher = Watcher(watch_of(plan, evaluations=10, same_data=True))
     ...
     for alarm in watcher.look(metrics.step, metrics.tokens, measured(metrics)):
@@ -88,6 +91,7 @@ class Watcher:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.seen: dict[int, tuple[float, float]] = {}
+        self.outside: set[tuple[str, Place]] = set()
 
     def look(self, step: int, tokens: int, values: Values) -> list[Alarm]:
         """Return the alarms of one evaluation.
@@ -103,11 +107,17 @@ class Watcher:
         ratios = [self._over_centre(name, values, place) for name in ("rms", "update_ratio")]
         if all(ratios):
             self.seen[place] = ratios[0] or 1.0, ratios[1] or 1.0
-        left = [
+        found = [
             (band, value)
             for band in self.watch.bands
             if (value := values.get((band.quantity, band.kind))) is not None
-            and _is_outside(band, value, place)
+            and _excess(band, value, place) > 0
+        ]
+        before, self.outside = self.outside, {(band.quantity, band.kind) for band, _ in found}
+        left = [
+            (band, value)
+            for band, value in found
+            if (band.quantity, band.kind) in before or _excess(band, value, place) > 1
         ]
         cause = self._cause([band for band, _ in left]) if left else ("", "")
         return [_alarm(step, tokens, band, value, place, cause) for band, value in left]
@@ -129,12 +139,18 @@ class Watcher:
         wrong = list(dict.fromkeys(band.kind for band in left if band.quantity == "rms")) or kinds
         if wrong and "matrix" not in wrong:
             return causes.vectors(wrong)
-        return watch.time or causes.GENERAL
+        grown = any((band.quantity, band.kind) == ("gain", "matrix") for band in left)
+        return watch.time if watch.time is not None and grown else causes.GENERAL
 
 
-def _is_outside(band: Carried, value: float, place: int) -> bool:
-    low, high = band.low[place], band.high[place]
-    return (high is not None and value > high) or (low is not None and value < low)
+def _excess(band: Carried, value: float, place: int) -> float:
+    """Return how far a value is beyond its band's edge, in the edge's own distance from the centre (logarithms)."""
+    low, centre, high = band.low[place], band.centre[place], band.high[place]
+    if centre is None or high is None:
+        return 0.0
+    if value > high:
+        return log(value / high) / log(high / centre)
+    return log(low / value) / log(centre / low) if low is not None and value < low else 0.0
 
 
 def _alarm(step: int, tokens: int, band: Carried, value: float, place: int, cause: tuple[str, str]) -> Alarm:

@@ -91,19 +91,27 @@ def _carried(
     shares = [step / plan.horizon.steps for step in steps]
     margin = quantity.margin(plan.ratios.width)
 
-    def over(values: Sequence[float | None], tolerance: float) -> tuple[float | None, ...]:
+    def over(values: Sequence[float | None], factor: float = 1.0) -> tuple[float | None, ...]:
         found = _interpolated(shares, bands.fractions, values, before)
         return tuple(
-            None if one is None else one * unit * tolerance for one, unit in zip(found, after, strict=True)
+            None if one is None else one * unit * factor for one, unit in zip(found, after, strict=True)
         )
 
+    low, high = _widened(band)
     return Carried(
         quantity=quantity.name,
         kind=kind,
-        centre=over(band.centre, 1.0),
-        low=over(band.low, 1 / margin) if quantity.below else (None,) * len(steps),
-        high=over(band.high, margin),
+        centre=over(band.centre),
+        low=over(low, 1 / margin) if quantity.below else (None,) * len(steps),
+        high=over(high, margin),
     )
+
+
+def _widened(band: Band) -> tuple[list[float | None], list[float | None]]:
+    """Return the extremes, each moved outwards by half their range: few seeds do not show the largest."""
+    pairs = list(zip(band.low, band.high, strict=True))
+    low = [None if a is None or b is None else a * (a / b) ** 0.5 for a, b in pairs]
+    return low, [None if a is None or b is None else b * (b / a) ** 0.5 for a, b in pairs]
 
 
 def _interpolated(

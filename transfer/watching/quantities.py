@@ -104,7 +104,7 @@ QUANTITIES = (
         name="gain",
         kinds=("matrix",),
         unit=_slow,
-        tolerance=1.4,
+        tolerance=1.25,
         below=False,
         law="grows as w^¼ at most: σ₁ ∝ √(η/λ)·w^p has p <= 1, and µP with λ ∝ √w leaves w^(p-¾)",
     ),

@@ -1,0 +1,160 @@
+"""What a watched run leaves in its folder, and what status, report and plot make of it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from widthwise.proxies.files import locked
+from widthwise.proxies.outcome import Metrics
+from widthwise.transfer import cli, report
+from widthwise.transfer.peaks import peak_tflops
+from widthwise.transfer.reporting.figures import plot
+from widthwise.transfer.run_files import Log
+from widthwise.transfer.watching.records import Carried, Watch
+from widthwise.transfer.watching.telling import told
+
+WATCH = Watch(
+    schema="widthwise/bands/1",
+    steps=(5, 10),
+    bands=(
+        Carried(quantity="loss", kind="run", centre=(2.0, 1.5), low=(None, None), high=(2.5, 2.0)),
+        Carried(quantity="gain", kind="matrix", centre=(None, 1.0), low=(None, 0.5), high=(None, 2.0)),
+    ),
+    left_out=("some weights are not judged: of this and that",),
+)
+
+
+def metrics(step: int, loss: float, *, gain: float = 1.0) -> Metrics:
+    values: dict[str, Any] = dict.fromkeys(
+        ("rms", "rms_ratio", "update_ratio", "update_ratio_over_law", "gradient_to_weight"), None
+    )
+    from widthwise.proxies.outcome import Diagnostics, KindDiagnostics
+
+    kind = KindDiagnostics(**values, top_singular_value=None, gain=gain, kappa=None)
+    return Metrics(
+        step=step,
+        tokens=64 * step,
+        loss=loss,
+        train_loss=loss,
+        grad_norm=1.0,
+        lr_factor=1.0,
+        seconds=2.0 * step,
+        tokens_per_second=32.0,
+        flops=1e12 * step,
+        diagnostics=Diagnostics(parameters={}, kinds={"matrix": kind}, gradient_norm=1.0),
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_log_writes_evaluations_and_alarms_and_says_when_to_stop(tmp_path: Path) -> None:
+    log = Log(tmp_path, WATCH, peak=2e12, abort=True)
+    assert not log.add(metrics(5, 2.4, gain=9.0))  # no gain is known there
+    assert not (tmp_path / "alarms.jsonl").exists()
+    assert log.add(metrics(10, 3.25))
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [5, 10]
+    # 10¹² operations in two seconds, of 2·10¹² a second.
+    assert [line["mfu"] for line in lines(tmp_path / "metrics.jsonl")] == [0.25, 0.25]
+    [alarm] = lines(tmp_path / "alarms.jsonl")
+    assert log.ending() == {"alarms": [alarm]}
+    assert (alarm["step"], alarm["tokens"], alarm["quantity"], alarm["value"], alarm["high"]) == (
+        10,
+        640,
+        "loss",
+        3.25,
+        2.0,
+    )
+    # A resumed run repeats a step, and it is sound now.
+    resumed = Log(tmp_path, WATCH, abort=True)
+    assert not resumed.add(metrics(10, 1.75))
+    assert (lines(tmp_path / "alarms.jsonl"), resumed.ending()) == ([], {"alarms": []})
+    assert "mfu" not in lines(tmp_path / "metrics.jsonl")[-1]
+
+
+def test_without_bands_a_log_has_no_alarms_and_other_workers_write_nothing(tmp_path: Path) -> None:
+    log, other = Log(tmp_path, None), Log(None, WATCH, abort=True)
+    assert (log.add(metrics(10, 9.0)), log.ending()) == (False, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (other.add(metrics(10, 9.0)), other.ending()) == (True, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA A10G", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_is_that_of_the_named_device(name: str, peak: float | None) -> None:
+    assert peak_tflops(name) == peak
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    """Return the folder of a run that left a band, and has not ended."""
+    out = tmp_path / "target"
+    out.mkdir()
+    log = Log(out, WATCH, peak=2e12)
+    for one in (metrics(5, 2.25), metrics(10, 3.25, gain=5.0)):
+        log.add(one)
+    (out / "bands.json").write_text(WATCH.model_dump_json(by_alias=True))
+    plan = {"rule": "fan-sqrt", "ratios": {}, "kinds": {}, "model": {"width": 128}}
+    (out / "plan.json").write_text(json.dumps({**plan, "horizon": {"batch_tokens": 64, "tokens": 1280}}))
+    return out
+
+
+def test_status_tells_the_alarms_of_a_run_in_progress_and_of_a_dead_one(
+    capsys: pytest.CaptureFixture[str], watched: Path
+) -> None:
+    alarms = [f"  {told(line)}" for line in lines(watched / "alarms.jsonl")]
+    assert [line.partition(":")[0] for line in alarms] == ["  alarm at step 10"] * 2
+
+    def said() -> list[str]:
+        with pytest.raises(SystemExit):
+            cli.main(["status", str(watched)])
+        return capsys.readouterr().out.splitlines()
+
+    progress = "  640 of 1,280 tokens, validation loss 3.2500, 32 tokens/s, MFU 25.0%"
+    with locked(watched):
+        assert said() == [f"{watched}: target, running", f"{progress}, 0 min left", *alarms]
+    dead = [
+        f"{watched}: target, interrupted",
+        progress,
+        *alarms,
+        "  go on with the same command and --resume",
+    ]
+    assert said() == dead
+
+
+def test_the_report_says_the_alarms_and_draws_the_bands(watched: Path) -> None:
+    with locked(watched):
+        page = report(watched).read_text()
+    assert "in progress" in page
+    assert "Some weights are not judged: of this and that." in page
+    for line in lines(watched / "alarms.jsonl"):
+        assert told(line).replace("'", "&#x27;") in page
+    assert "target: loss and the proxies&#x27; band" in page.lower()
+    assert "target: gain of matrix and the proxies&#x27; band" in page.lower()
+    assert '"fill":"toself"' in page
+    assert "interrupted" in report(watched).read_text()
+
+
+def test_a_run_within_its_bands_is_said_to_be(watched: Path) -> None:
+    (watched / "alarms.jsonl").unlink()
+    assert "2 bands: every evaluation so far lies within them." in report(watched).read_text()
+
+
+def test_the_bands_are_plotted(watched: Path) -> None:
+    drawn = plot(watched, watched / "bands.svg", "bands").read_text()
+    assert drawn.startswith("<?xml")
+    assert asdict(metrics(5, 1.0))["loss"] == 1.0
