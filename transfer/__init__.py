@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from widthwise.transfer.reporting import report
     from widthwise.transfer.scaling import Multipliers, Ratios, Rule, Scaled, rule, rules, scaled
     from widthwise.transfer.spectra import decay_scales, hill_alpha
+    from widthwise.transfer.watching import Watcher, watch_of
 
 __all__ = [
     "CheckOptions",
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scaled",
+    "Watcher",
     "calibrated",
     "check",
     "decay_scales",
@@ -39,6 +41,7 @@ __all__ = [
     "rule",
     "rules",
     "scaled",
+    "watch_of",
 ]
 
 __getattr__, __dir__ = exported(
@@ -55,5 +58,6 @@ __getattr__, __dir__ = exported(
         "reporting": "report",
         "scaling": "Multipliers Ratios Rule Scaled rule rules scaled",
         "spectra": "decay_scales hill_alpha",
+        "watching": "Watcher watch_of",
     },
 )

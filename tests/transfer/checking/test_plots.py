@@ -212,7 +212,11 @@ def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[
     kinds = "lr, decay, singular-values, coordinates"
     for where, options, message in [
         (folder, ("--out", "a.jpg"), "out: must end in .png, .svg, .pdf, got 'a.jpg'"),
-        (folder, ("--out", "a.png", "--what", "l"), f"what: must be one of {kinds}, diagnostics, got 'l'"),
+        (
+            folder,
+            ("--out", "a.png", "--what", "l"),
+            f"what: must be one of {kinds}, diagnostics, bands, got 'l'",
+        ),
         (
             folder,
             ("--out", "a.png", "--what", "diagnostics"),
