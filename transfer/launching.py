@@ -69,6 +69,7 @@ def launch(
     own = None
     if options.model is not None:
         own = own_model(plan, options.model, options.overrides, options.transposed)
+    watch = _watch(plan, options, fingerprint)
     options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)
@@ -78,7 +79,6 @@ def launch(
     _require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
-    watch = _watch(plan, options, fingerprint)
     if watch is not None and show_progress:
         for line in watch.left_out:
             print(f"widthwise: watched against its proxies; {line}", file=sys.stderr)
@@ -133,12 +133,16 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
     if options.unwatched or options.model is not None:
         return None
     tuned_on = (plan.recipe.provenance or {}).get("data_fingerprint")
-    return watch_of(
+    watch = watch_of(
         plan,
         evaluations=options.evaluations,
         same_data=fingerprint == tuned_on,
         whole=options.parallel == "ddp" and options.module_decay is None,
     )
+    if options.abort_on == "alarm" and (watch is None or not watch.bands):
+        why = "the recipe has no bands" if watch is None else watch.left_out[0]
+        raise ConfigError(f"abort_on: must not be 'alarm' where nothing is watched: {why}")
+    return watch
 
 
 def last_checkpoint(out: Path) -> int | None:

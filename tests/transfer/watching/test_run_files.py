@@ -1,15 +1,17 @@
 """What a watched run leaves in its folder, and what status, report and plot make of it."""
 
 import json
-from dataclasses import asdict
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from widthwise.proxies import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.files import locked
-from widthwise.proxies.outcome import Metrics
-from widthwise.transfer import cli, report
+from widthwise.proxies.outcome import Diagnostics, KindDiagnostics, Metrics
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer import LaunchOptions, Recipe, cli, launch, report
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.reporting.figures import plot
 from widthwise.transfer.run_files import Log
@@ -31,8 +33,6 @@ def metrics(step: int, loss: float, *, gain: float = 1.0) -> Metrics:
     values: dict[str, Any] = dict.fromkeys(
         ("rms", "rms_ratio", "update_ratio", "update_ratio_over_law", "gradient_to_weight"), None
     )
-    from widthwise.proxies.outcome import Diagnostics, KindDiagnostics
-
     kind = KindDiagnostics(**values, top_singular_value=None, gain=gain, kappa=None)
     return Metrics(
         step=step,
@@ -99,6 +99,32 @@ def test_the_peak_is_that_of_the_named_device(name: str, peak: float | None) -> 
     assert peak_tflops(name) == peak
 
 
+@pytest.mark.parametrize(
+    ("options", "evidence", "message"),
+    [
+        ({}, None, "abort_on: must not be 'alarm' where nothing is watched: the recipe has no bands"),
+        ({"unwatched": True}, None, "abort_on: must not be 'alarm' where the run is not watched"),
+        (
+            {},
+            {"bands": {"seeds": 2, "fractions": [1.0], "run": {}, "kinds": {}}},
+            "abort_on: must not be 'alarm' where nothing is watched: nothing is judged: the laws were tried with "
+            "proxies of width 32 and more",
+        ),
+    ],
+    ids=["an older recipe", "unwatched", "narrow proxies"],
+)
+def test_an_alarm_that_cannot_come_is_not_waited_for(
+    tmp_path: Path, real_text: Path, options: dict[str, Any], evidence: dict[str, Any] | None, message: str
+) -> None:
+    tuned = Hyperparameters(lr=0.02, weight_decay=2.0, decay="l2")
+    proxy, horizon = GPTConfig(width=16, context=64), Horizon(batch_tokens=128, tokens=1280)
+    plan = Recipe(hyperparameters=tuned, proxy=proxy, horizon=horizon, evidence=evidence).at(width=64)
+    given = LaunchOptions(data=str(real_text), abort_on="alarm", **options)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        launch(plan, tmp_path / "out", given)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def watched(tmp_path: Path) -> Path:
     """Return the folder of a run that left a band, and has not ended."""
@@ -157,4 +183,4 @@ def test_a_run_within_its_bands_is_said_to_be(watched: Path) -> None:
 def test_the_bands_are_plotted(watched: Path) -> None:
     drawn = plot(watched, watched / "bands.svg", "bands").read_text()
     assert drawn.startswith("<?xml")
-    assert asdict(metrics(5, 1.0))["loss"] == 1.0
+    assert drawn.count('<g id="axes_') == 2
