@@ -162,6 +162,10 @@ class Books(ABC):
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
 
+    def record(self, number: int) -> dict[str, Any]:
+        """Return a trial, finished or not, as plain data."""
+        return self._record(self.study.get_trials(deepcopy=False)[number])
+
     def records(self) -> list[dict[str, Any]]:
         """Return every finished trial as plain data."""
         return [

@@ -8,6 +8,7 @@ from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
 from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import Record
 from widthwise.search.space import Point, SearchSpace
+from widthwise.search.trackers import Tracker
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
 
@@ -37,6 +38,7 @@ class SweepConfig(Record):
             every form of decay that are never stopped (docs/results/search/samplers.md).
         evaluations: validation passes per trial.
         validation_batches: batches per pass.
+        log: experiment trackers that are told of the trials.
     """
 
     model: GPTConfig = GPTConfig()
@@ -62,6 +64,7 @@ class SweepConfig(Record):
     grace: float = Field(1 / 3, gt=0, le=1)
     evaluations: int = Field(8, ge=1)
     validation_batches: int = Field(8, ge=1)
+    log: tuple[Tracker, ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SweepConfig":

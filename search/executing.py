@@ -8,6 +8,8 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import MAX_FAILURES, Books
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.search.progress import Progress
+from widthwise.search.trackers import Tracker
+from widthwise.search.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,22 @@ class Placement:
             raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {self.gpus_per_trial}")
 
 
-def execute(books: Books, placement: Placement, *, show_progress: bool) -> None:
+def execute(
+    books: Books,
+    placement: Placement,
+    *,
+    show_progress: bool,
+    trackers: tuple[Tracker, ...] = (),
+    tokens_per_step: int = 0,
+) -> None:
     """Run the trials that the books want, until they want no more or Ctrl-C.
+
+    Args:
+        books: of a sweep where there are trackers.
+        placement: where.
+        show_progress: say on standard error what is being done.
+        trackers: are told of the trials.
+        tokens_per_step: what a step of every trial takes, for the trackers.
 
     Raises:
         ConfigError: where the cluster lacks the GPUs asked for.
@@ -46,11 +62,12 @@ def execute(books: Books, placement: Placement, *, show_progress: bool) -> None:
     """
     with (
         Progress(books, enabled=show_progress) as progress,
+        Tracking(books, trackers, tokens_per_step=tokens_per_step, warn=progress.warn) as tracking,
         ray_session(placement.address, cpus=placement.concurrency) as ray,
     ):
         # Here, because what Ray reads on import the session sets.
         from widthwise.search.tuning import run_trials
 
-        run_trials(books, placement, ray.cluster_resources(), progress)
+        run_trials(books, placement, ray.cluster_resources(), (progress, tracking))
     if len(books.failures) >= MAX_FAILURES:
         raise RunError(f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}")

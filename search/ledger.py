@@ -13,16 +13,8 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import Books, Next, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
-from widthwise.search.folders import Layout, loaded, require_folder
 from widthwise.search.samplers import drawing, pruner, sampler
-
-SWEEP = Layout(
-    what="sweep",
-    database="study.db",
-    records="trials.jsonl",
-    folder="trials",
-    foreign={"recipe.json": "a recipe that no sweep in it made", "runs.db": "a check"},
-)
+from widthwise.search.stored import SWEEP
 
 # measured (docs/results/search/samplers.md): so many trials of every form of decay are not stopped.
 MIN_COMPLETED = 3
@@ -30,7 +22,9 @@ MIN_COMPLETED = 3
 MAX_REFUSALS = 1000
 # Attributes of the trials that the sampler has not proposed.
 _NOT_PROPOSED = {"confirms", "fitted"}
-_MAY_CHANGE = frozenset({"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds", "patience"})
+_MAY_CHANGE = frozenset(
+    {"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds", "patience", "log"}
+)
 
 
 class Ledger(Books):
@@ -232,16 +226,6 @@ class Ledger(Books):
             "fitted": "fitted" in trial.user_attrs,
             **super()._record(trial),
         }
-
-
-def stored_config(out: Path) -> SweepConfig:
-    """Return the configuration of the sweep in `out`.
-
-    Raises:
-        ConfigError: where there is none, or the study cannot be read.
-    """
-    require_folder(out, SWEEP, resume=True)
-    return SweepConfig.parse(loaded(out, SWEEP).user_attrs["config"], where=str(out / SWEEP.database))
 
 
 def _tried(trial: FrozenTrial) -> Tried:
