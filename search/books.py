@@ -115,6 +115,10 @@ class Books(ABC):
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`."""
 
+    def sample(self) -> Run | None:
+        """Return a run that takes as much memory as any of them, where that is known."""
+        return None
+
     @abstractmethod
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""

@@ -26,7 +26,8 @@ class SweepConfig(Record):
         seeds: seeds per finalist, the first trial's own included; 1 confirms nothing.
         seed: decides initialisation, batches and proposals.
         concurrency: trials at a time; None takes one per core, or per GPU share.
-        gpus_per_trial: share of a GPU per trial; None takes a whole one where the cluster has any.
+        gpus_per_trial: share of a GPU per trial; ``auto`` chooses it by the memory that one trial takes; None takes
+            a whole one where the cluster has any.
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
         sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
             the space evenly), ``random``.
@@ -50,7 +51,7 @@ class SweepConfig(Record):
     seeds: int = Field(3, ge=1)
     seed: Seed = 0
     concurrency: int | None = Field(None, ge=1)
-    gpus_per_trial: float | None = Field(None, ge=0)
+    gpus_per_trial: float | Literal["auto"] | None = None
     betas: Betas = (0.9, 0.95)
     eps: float = Field(1e-8, ge=0)
     threshold: Threshold = "mean"
@@ -69,6 +70,12 @@ class SweepConfig(Record):
     @model_validator(mode="after")
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
+        return self
+
+    @model_validator(mode="after")
+    def _no_negative_share(self) -> "SweepConfig":
+        if isinstance(self.gpus_per_trial, float) and self.gpus_per_trial < 0:
+            raise ValueError(f"gpus_per_trial: must be >= 0, got {self.gpus_per_trial}")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +20,13 @@ class Placement:
     Attributes:
         address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
         concurrency: trials at a time; None takes one per core, or per GPU share.
-        gpus_per_trial: share of a GPU per trial; None takes a whole one where there is any.
+        gpus_per_trial: share of a GPU per trial; ``auto`` chooses it by the memory that one trial takes, of books
+            that know what a trial is; None takes a whole one where there is any.
     """
 
     address: str | None = None
     concurrency: int | None = None
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | Literal["auto"] | None = None
 
     def require(self) -> None:
         """Raise a ConfigError where no Ray answers at the address, or this machine lacks the GPUs asked for."""
@@ -35,8 +37,24 @@ class Placement:
 
     def require_gpus(self, gpus: float) -> None:
         """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
-        if self.gpus_per_trial and not gpus:
+        if self.gpus_per_trial not in (None, "auto", 0) and not gpus:
             raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {self.gpus_per_trial}")
+
+
+def _settled(books: Books, placement: Placement, ray: Any, progress: Progress) -> Placement:
+    """Return the placement with a share of a GPU in place of ``auto``; without a GPU there is nothing to share."""
+    if placement.gpus_per_trial != "auto":
+        return placement
+    resources, sample = ray.cluster_resources(), books.sample()
+    gpus = resources.get("GPU", 0.0)
+    if not gpus or sample is None:
+        return replace(placement, gpus_per_trial=None)
+    from widthwise.search.packing import measured_share
+
+    progress.say("measuring a trial's memory")
+    share = measured_share(ray, sample.spec, dict(sample.options), cores=resources["CPU"], gpus=gpus)
+    progress.say(f"{round(1 / share)} trials share a GPU")
+    return replace(placement, gpus_per_trial=share)
 
 
 def execute(
@@ -68,6 +86,8 @@ def execute(
         # Here, because what Ray reads on import the session sets.
         from widthwise.search.tuning import run_trials
 
-        run_trials(books, placement, ray.cluster_resources(), (progress, tracking))
+        run_trials(
+            books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
+        )
     if len(books.failures) >= MAX_FAILURES:
         raise RunError(f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}")

@@ -56,7 +56,22 @@ class Ledger(Books):
 
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`, drawing what is not drawn yet."""
-        config, hyperparameters = self.config, self.hyperparameters(trial)
+        hyperparameters = self.hyperparameters(trial)
+        return self._run(f"trial_{trial.number:04d}", hyperparameters, self.seed(trial))
+
+    def sample(self) -> Run:
+        """Return a run like any other: what the settings are makes no difference to its memory."""
+        space = self.config.space
+        tuned: dict[str, Any] = {
+            "lr": space.lr[0],
+            "weight_decay": space.weight_decay[0],
+            "huber_c": space.huber_c[0],
+        }
+        hyperparameters = Hyperparameters(**tuned, decay=space.decay[0], **self._fixed())
+        return self._run("sample", hyperparameters, self.config.seed)
+
+    def _run(self, key: str, hyperparameters: Hyperparameters, seed: int) -> Run:
+        config = self.config
         spec = RunSpec(
             model=config.model,
             base_width=config.model.width,
@@ -66,16 +81,17 @@ class Ledger(Books):
             data=config.data,
         )
         options = {"evaluations": config.evaluations, "validation_batches": config.validation_batches}
-        return Run(key=f"trial_{trial.number:04d}", spec=spec, seed=self.seed(trial), options=options)
+        return Run(key=key, spec=spec, seed=seed, options=options)
 
     def hyperparameters(self, trial: Trial | FrozenTrial) -> Hyperparameters:
         """Return the settings that `trial` tries, drawing those not drawn yet."""
-        config = self.config
-        fixed = {
-            name: getattr(config, name) for name in ("betas", "eps", "threshold", "corrected", "clip_norm")
-        }
         with drawing():
-            return Hyperparameters(**config.space.suggest(trial), **fixed)
+            return Hyperparameters(**self.config.space.suggest(trial), **self._fixed())
+
+    def _fixed(self) -> dict[str, Any]:
+        """Return the optimizer's settings that are not searched."""
+        names = ("betas", "eps", "threshold", "corrected", "clip_norm")
+        return {name: getattr(self.config, name) for name in names}
 
     def seed(self, trial: Trial | FrozenTrial) -> int:
         """Return the seed that `trial` runs with."""

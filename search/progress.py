@@ -91,6 +91,8 @@ class Progress:
         name = self.books.label(record)
         if record["status"] == "failed":
             said = f"{name} failed: {record['error'] or 'the worker died'}"
+            if "OutOfMemoryError" in said:
+                said += " (fewer at a time from now on; --gpus-per-trial and --concurrency say how many)"
         elif self.console.is_terminal:
             return
         else:

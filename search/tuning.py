@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from widthwise.proxies.validation import RunError
 from widthwise.search.books import Books, Status
 from widthwise.search.executing import Placement
+from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.trial import trainable
 from widthwise.search.watching import Watcher
 
@@ -114,6 +115,10 @@ class _Proposer(_Unsaved, Searcher):
         status: Status = "failed" if error or not outcome else outcome["status"]
         # A trial that ends while it says that it is running was stopped by the scheduler.
         self.books.finish(number, "stopped" if status == "running" else status, outcome)
+        if self.books.live and str(outcome.get("error", "")).startswith(OUT_OF_MEMORY):
+            # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
+            self.limit = min(self.limit, len(self.books.live))
+            self.books.failures.pop()
         for watcher in self.watchers:
             watcher.ended(number)
 
@@ -144,6 +149,7 @@ class _Stopper(_Unsaved, FIFOScheduler):
 def _gpu_share(placement: Placement, gpus: float) -> float:
     if placement.gpus_per_trial is None:
         return 1.0 if gpus else 0.0
+    assert placement.gpus_per_trial != "auto"
     placement.require_gpus(gpus)
     return placement.gpus_per_trial
 

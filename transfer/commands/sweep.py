@@ -57,8 +57,8 @@ class Sweep:
     """Recipe, or folder of a sweep, whose best settings are tried first."""
     concurrency: Option[int] = None
     """Trials at a time [one per core, or per GPU]."""
-    gpus_per_trial: Option[float] = None
-    """Share of a GPU per trial [1 where there is a GPU]."""
+    gpus_per_trial: Option[float | Literal["auto"]] = None
+    """Share of a GPU per trial, or auto, by the memory that one trial takes [1 where there is a GPU]."""
     data: Option[str] = None
     """'python' (this machine's Python source), a text file, a .bin shard or a folder of them [python]."""
     out: Path = Path("widthwise-sweep")
