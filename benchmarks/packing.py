@@ -39,8 +39,12 @@ def main() -> None:
     if arguments.worker:
         work(arguments.device, arguments.steps)
         return
-    print(f"# Trials on one {name(arguments.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
-    print(f"width {MODEL.width}, depth {MODEL.depth}, {BATCH_TOKENS} tokens a step, {arguments.steps} steps\n")
+    print(
+        f"# Trials on one {name(arguments.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n"
+    )
+    print(
+        f"width {MODEL.width}, depth {MODEL.depth}, {BATCH_TOKENS} tokens a step, {arguments.steps} steps\n"
+    )
     print("| at a time | seconds of a trial | trials per hour | times one alone | GiB in use |")
     print("|---|---|---|---|---|")
     alone = None

@@ -40,27 +40,38 @@ Begin = Callable[[str, Settings], Run]
 class TensorBoardRun:
     """An event file in a folder of the run's name, with the settings for TensorBoard's table (HParams)."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.summary import hparams
 
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         # The writer below SummaryWriter: that one has a thread and a queue, which a kill empties.
         self.events = EventsWriter(str(folder / "events"))
+        self.ending: Any = None
+        if settings is not None:
+            self._begin(settings)
+
+    def point(self, tokens: int, loss: float) -> None:
+        self.scalars(tokens, {"loss": loss})
+
+    def scalars(self, tokens: int, values: Mapping[str, float]) -> None:
+        """Add values by their names, after so many tokens."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(scalar(name, value), tokens)
+
+    def end(self, status: str | None) -> None:
+        if status is not None and self.ending is not None:
+            self._write(self.ending)
+        self.events.close()
+
+    def _begin(self, settings: Settings) -> None:
+        from tensorboardX.summary import hparams
+
         head, start, self.ending = hparams(dict(settings), {"loss": None})
         self._write(head)
         self._write(start)
-
-    def point(self, tokens: int, loss: float) -> None:
-        from tensorboardX.summary import scalar
-
-        self._write(scalar("loss", loss), tokens)
-
-    def end(self, status: str | None) -> None:
-        if status is not None:
-            self._write(self.ending)
-        self.events.close()
 
     def _write(self, summary: Any, step: int = 0) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -13,19 +13,19 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
-from widthwise.proxies.files import locked, read_json, write_atomic, write_json
-from widthwise.proxies.outcome import Metrics, finite
+from widthwise.proxies.files import locked, read_json, write_json
+from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
+from widthwise.transfer.metrics_file import MetricsFile
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 
@@ -264,18 +264,3 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 _ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")
-
-
-class MetricsFile:
-    """``metrics.jsonl``: a line per evaluation, each step once, also after a resumption."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def add(self, metrics: Metrics) -> None:
-        """Append an evaluation, in place of any that a lost stretch of the run left behind."""
-        self.lines = [line for line in self.lines if line["step"] < metrics.step] + [asdict(metrics)]
-        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))

@@ -20,7 +20,7 @@ from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import replacing
 from widthwise.transfer import Recipe, cli
 
-from .events import points
+from ..events import points
 
 pytestmark = pytest.mark.ray
 

@@ -15,7 +15,7 @@ from widthwise.search import SweepConfig, sweep
 from widthwise.search.ledger import Ledger
 from widthwise.search.tracking import Tracking
 
-from .events import events, points
+from ..events import events, points
 
 HORIZON = Horizon(batch_tokens=1024, tokens=1024 * 60)
 LOSSES = {20: 3.5, 40: 3.0, 60: 2.75}
@@ -62,7 +62,11 @@ def train(ledger: Ledger, tracking: Tracking, steps: list[int], status: str | No
 
 def hparams(out: Path, number: int) -> list[Any]:
     """Return what TensorBoard's table is told: the columns, the start, and the end where there was one."""
-    values = [value for event in events(out, number) for value in event.summary.value]
+    values = [
+        value
+        for event in events(out / "tensorboard" / f"trial_{number:04d}")
+        for value in event.summary.value
+    ]
     contents = [value.metadata.plugin_data.content for value in values if value.tag.startswith("_hparams_/")]
     return [HParamsPluginData.FromString(content) for content in contents]
 
