@@ -19,6 +19,7 @@ from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
 from widthwise.search.ledger import Ledger
+from widthwise.search.trackers import require_trackers
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
 EDGE = 0.05
@@ -195,11 +196,18 @@ def sweep(
         address=address, concurrency=config.concurrency, gpus_per_trial=config.gpus_per_trial
     )
     placement.require()
+    require_trackers(config.log)
     ledger = Ledger(config, out, resume=resume)
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():
-            execute(ledger, placement, show_progress=show_progress)
+            execute(
+                ledger,
+                placement,
+                show_progress=show_progress,
+                trackers=config.log,
+                tokens_per_step=config.horizon.batch_tokens,
+            )
         return result_of(ledger, tokens.fingerprint)
     finally:
         ledger.close()

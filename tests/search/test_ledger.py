@@ -16,9 +16,10 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, SweepConfig, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
-from widthwise.search.ledger import Ledger, stored_config
+from widthwise.search.ledger import Ledger
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
+from widthwise.search.stored import stored_config
 from widthwise.search.sweeping import result_of
 
 STEPS = 60

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.options import Option, overrides
-from widthwise.transfer.commands.sources import source_for
+from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
 
@@ -117,6 +117,8 @@ class Launch(Target):
         """Train and print the outcome; status 1 where the run diverged."""
         from widthwise.transfer.recipe import Recipe
 
+        if self.recipe.is_dir():
+            return replace(self, recipe=recipe_file(self.recipe)).run()
         recipe = Recipe.load(self.recipe)
         plan = self.plan(recipe)
         self._require_no_idle_option()
