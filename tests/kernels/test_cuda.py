@@ -19,7 +19,7 @@ from torch import Tensor
 from widthwise.kernels import AdamHC, backends, cuda
 from widthwise.kernels.cuda import batch as batches
 from widthwise.kernels.cuda import plan
-from widthwise.kernels.plan import pack_record
+from widthwise.kernels.records import ADAM, RECORD
 
 from .emulation import Emulation, emulate
 from .options import OPTIONS
@@ -244,7 +244,7 @@ def test_two_launches_a_step(emulation: Emulation) -> None:
     emulation.launches.clear()
     emulation.uploads = 0
     optimizer.step()
-    assert [launch.kernel for launch in emulation.launches] == ["adamhc_update", "adamhc_finish"]
+    assert [launch.kernel for launch in emulation.launches] == ["adamhc_float32_float32", "adamhc_finish"]
     assert emulation.uploads == 0
 
 
@@ -279,9 +279,10 @@ def test_offsets_have_64_bits(emulation: Emulation) -> None:
 
     step = torch.tensor(4.0)
     theta, exp_avg, exp_avg_sq, gradient = (there.data_ptr() - 4 * beyond for there in (tail, m, v, grad))
-    record = pack_record([theta, exp_avg, exp_avg_sq, step.data_ptr()], 0.0, beyond + 5, 0)
-    batch = batches.Batch(cpu, [beyond + 5], record, 1)
-    batch.send(batches.group_row(expected.param_groups[0], cpu) + struct.pack("=d", 1.0))
+    addresses = [theta, exp_avg, exp_avg_sq, step.data_ptr(), 0, 0, 0, 0]
+    record = RECORD.pack(*addresses, 0, 0.0, beyond + 5, 0, False)
+    batch = batches.Batch(cpu, [beyond + 5], record, 1, "adamhc_float32_float32")
+    batch.send(batches.group_row(ADAM, expected.param_groups[0], cpu) + struct.pack("=d", 1.0))
     emulation.capturing = True
     batch.step([grad], None, None)
     update = emulation.launches[0]
