@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from widthwise.kernels import backends, cuda, plan, reference, sharding, validation
+from widthwise.kernels import backends, cuda, gradients, hooks, plan, reference, sharding, validation
 from widthwise.kernels.means import WeightMeans
 from widthwise.kernels.plan import Plan
 from widthwise.kernels.precision import Precision, State, round_stochastically_, weights_of, widened
@@ -111,6 +111,8 @@ class DecayOptimizer(Optimizer):
             self._shards.settle()
         self._means, self._plan, self._shards = WeightMeans(), None, None
 
+    profile_hook_step = staticmethod(hooks.watched)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -142,7 +144,7 @@ class DecayOptimizer(Optimizer):
         if fast is not None:
             fast.run(grads, factor, getattr(self, "found_inf", None))
         for group, params in rest:
-            for alike in _alike(params):
+            for alike in gradients.alike(params):
                 self._step_alike(group, alike, factor)
         return loss
 
@@ -225,7 +227,7 @@ class DecayOptimizer(Optimizer):
             self._plan = None
         if self.backend == "cuda":
             cuda.check_not_capturing()
-        work = [(group, _with_gradient(group["params"])) for group in self.param_groups]
+        work = [(group, gradients.with_gradient(group["params"])) for group in self.param_groups]
         fast = backends.FAST.get(self.backend)
         if fast is None:
             return None, work
@@ -250,7 +252,7 @@ class DecayOptimizer(Optimizer):
                 state["step"] = torch.zeros((), dtype=torch.float32)
             self.precision.settle(param, state, self._rule.moments(group))
         if group["decay"] in validation.HUBER:
-            for alike in _alike(params):
+            for alike in gradients.alike(params):
                 self._means.refresh(group, alike, [self.state[param] for param in alike], measure)
         return states
 
@@ -282,7 +284,7 @@ class DecayOptimizer(Optimizer):
         names = self._rule.moments(group)
         return Batch(
             params=[widened(weights_of(param, state)) for param, state in zip(params, states, strict=True)],
-            grads=_gradients(params, factor),
+            grads=gradients.scaled(params, factor),
             moments=[tuple(widened(state[name]) for name in names) for state in states],
             steps=[int(state["step"].item()) + 1 for state in states],
             lr=lr,
@@ -318,25 +320,3 @@ class DecayOptimizer(Optimizer):
         self.grad_norm = norm if factor is None else norm * factor.to(norm.device)
         clip = reference.clip_factor(self.grad_norm, self.clip_norm)
         return clip if factor is None else clip * factor.to(clip.device)
-
-
-def _with_gradient(params: Iterable[Tensor]) -> list[Tensor]:
-    """Pass over parameters without gradient or elements, and check the gradients of the rest."""
-    present = [param for param in params if param.grad is not None and param.numel() > 0]
-    for param in present:
-        validation.check_gradient(param)
-    return present
-
-
-def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Gather parameters by device and dtype."""
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        alike.setdefault((param.device, param.dtype), []).append(param)
-    return list(alike.values())
-
-
-def _gradients(params: list[Tensor], factor: Tensor | None) -> list[Tensor]:
-    """Return the gradients in the working dtype, multiplied by `factor`; `param.grad` stays as it is."""
-    grads = [widened(param.grad.to(param.dtype)) for param in params if param.grad is not None]
-    return grads if factor is None else list(torch._foreach_mul(grads, factor.to(grads[0].device)))

@@ -54,13 +54,15 @@ class Plan:
         self._names = self._present_names()
         self._objects = self._present_objects()
         # Held, because their memory must not become another's.
-        self._tensors = [*self._params, *chain.from_iterable(map(self._tensors_of, self._work))]
+        held = list(chain.from_iterable(map(self._tensors_of, self._work)))
+        numbers = [tensor for tensor in held if tensor.dim() == 0]
+        self._tensors = [*self._params, *(tensor for tensor in held if tensor.dim() > 0)]
+        # Where numbers are is not looked at again, which would take as long as all else: nobody gives them other memory
+        # by `.data =`, and where somebody does, the step goes on with what they had.
+        self._numbers = [*numbers, *map(Tensor.untyped_storage, numbers)]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(Tensor.numel, self._params))
-        self._dtypes, self._on_cpu = (
-            [param.dtype for param in self._params],
-            all(param.is_cpu for param in self._params),
-        )
+        self._dtypes, self._on_cpu = list(map(_dtype, self._params)), list(map(_is_cpu, self._params))
         ordinals = enumerate(chain.from_iterable(group["params"] for group in groups))
         streams = {param: precision.stream(ordinal) for ordinal, param in ordinals}
         self._streams = [streams[param] for param in self._params]
@@ -104,12 +106,12 @@ class Plan:
             ValueError: if one is sparse, complex or of another size.
         """
         grads, self._grads = self._grads, []  # which may be freed after the step
-        alike, on_cpu = zip(grads, self._dtypes, strict=True), self._on_cpu
-        # A sparse one is never contiguous.
-        plain = [
-            grad.dtype is dtype and grad.is_cpu is on_cpu and grad.is_contiguous() for grad, dtype in alike
-        ]
-        if all(plain) and list(map(Tensor.numel, grads)) == self._sizes:
+        if (
+            list(map(_dtype, grads)) == self._dtypes
+            and list(map(_is_cpu, grads)) == self._on_cpu
+            and all(map(Tensor.is_contiguous, grads))  # a sparse one never is
+            and list(map(Tensor.numel, grads)) == self._sizes
+        ):
             return grads
         for param, grad in zip(self._params, grads, strict=True):
             validation.check_gradient(param)
@@ -158,7 +160,7 @@ class Plan:
                 )
 
 
-_grad, _version = attrgetter("grad"), attrgetter("_version")
+_grad, _version, _dtype, _is_cpu = map(attrgetter, ("grad", "_version", "dtype", "is_cpu"))
 
 
 def _settle(param: Tensor, state: State, rule: Rule, group: Group, moment_dtype: torch.dtype) -> None:
