@@ -1,23 +1,18 @@
 // AdamHC and SGDC on a CUDA device, in two launches for up to CAPACITY tensors that are kept in the same dtypes.
 // kernels/cuda compiles and launches it.
 //
-// An update (at the end of this file is one for each combination of rule and dtypes) gives each block a chunk of one tensor, in one pass over memory; `finish` gives each block a tensor,
-// for which it combines the chunks' sums and advances the 0-dim state. All that changes from step to step is read
-// from the device, so that a captured graph follows it; only the gradients' addresses are arguments. No float
-// atomics, and every sum in a fixed order: the same input gives the same bits. tests/kernels/emulator.cpp compiles
-// this file for a CPU.
-#include "rounding.h"
+// An update (at the end of this file is one for each combination of rule and dtypes) gives each block a chunk of one
+// tensor, in one pass over memory; `finish` gives each block a tensor, for which it combines the chunks' sums and
+// advances the 0-dim state. All that changes from step to step is read from the device, so that a captured graph
+// follows it; only the gradients' addresses are arguments. No float atomics, and every sum in a fixed order: the same
+// input gives the same bits. tests/kernels/emulator.cpp compiles this file for a CPU.
+#include "tiles.h"
 
 // Not an unnamed namespace, whose mangled names are other ones each time: the same source gives the same cubin.
 namespace adamhc {
 
-constexpr int CAPACITY = 2048;                   // tensors of a launch; arguments may be 32,764 bytes
-constexpr int THREADS = 256;
-constexpr int WIDTH = 4;                         // neighbours that are a thread's own: floats of a 128-bit access
-constexpr int UNROLL = 2;                        // such groups of a thread that are under way at once
-constexpr int SHARE = WIDTH * UNROLL;            // elements of a thread's turn
-constexpr int TILE = THREADS * SHARE;            // elements of a block's turn
-constexpr long long CHUNK = 8 * TILE;            // elements of a block; kernels/cuda/batch.py has it too
+constexpr int CAPACITY = 2048;         // tensors of a launch; arguments may be 32,764 bytes
+constexpr long long CHUNK = 8 * TILE;  // elements of a block; kernels/cuda/batch.py has it too
 
 // The options of a group, whose learning rate may be a tensor on the device.
 struct Group {
@@ -47,95 +42,7 @@ struct Gradients {
     void* of[CAPACITY];  // only read; of the parameters' dtypes
 };
 
-struct alignas(16) Quad {
-    float lane[WIDTH];
-};
-
-// Two groups of narrow elements.
-struct alignas(16) Octet {
-    Long group[2];
-};
-
 static_assert(sizeof(Record) == 104 && sizeof(Group) == 112 && sizeof(Batch) == 64, "as kernels/cuda/batch.py packs them");
-static_assert(UNROLL == 2 && sizeof(Narrow) * WIDTH == sizeof(Long), "a pair of lanes has two groups of an Octet each");
-
-// Says that a pointer from a table leads to global memory, which makes its accesses faster.
-template <class T>
-__device__ __forceinline__ T* global(T* pointer) {
-    __builtin_assume(__isGlobal(pointer));
-    return pointer;
-}
-
-// Where the thread's group number u begins in a tile.
-__device__ __forceinline__ int place(int u) { return (u * THREADS + (int)threadIdx.x) * WIDTH; }
-
-// The thread's share of a tile that is whole and aligned, group after group.
-struct Share {
-    float of[SHARE];
-};
-
-__device__ __forceinline__ void read(Share& share, float* tile) {
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) *(Quad*)&share.of[u * WIDTH] = *(Quad*)(tile + place(u));
-}
-
-__device__ __forceinline__ void write(float* tile, const Share& share) {
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) *(Quad*)(tile + place(u)) = *(const Quad*)&share.of[u * WIDTH];
-}
-
-__device__ __forceinline__ bool is_odd() { return threadIdx.x % 2; }
-
-// Narrow groups are half an access wide. So of a pair of threads the even one accesses the first group of both, the
-// odd one the second, and each hands the other its own.
-__device__ __forceinline__ Octet& octet(Narrow* tile) {
-    return *(Octet*)(tile + (is_odd() ? place(1) - WIDTH : place(0)));
-}
-
-// Makes the two groups of an access those of the thread, or the other way round.
-__device__ __forceinline__ Octet swapped(Octet o) {
-    const bool odd = is_odd();
-    const Long given = __shfl_xor_sync(0xffffffffu, odd ? o.group[0] : o.group[1], 1);
-    return odd ? Octet{{given, o.group[1]}} : Octet{{o.group[0], given}};
-}
-
-__device__ __forceinline__ void read(Share& share, Narrow* tile) {
-    const Octet own = swapped(octet(tile));
-#pragma unroll
-    for (int e = 0; e < SHARE; ++e) share.of[e] = widen((Narrow)(own.group[e / WIDTH] >> 16 * (e % WIDTH)));
-}
-
-// How this step rounds what is narrow: what the random numbers of WEIGHTS and the moments have in common.
-struct Keys {
-    Long of[3];
-};
-
-// Writes a share of which element 0 of the tile has this index in its tensor, rounded if it is narrow; `share` is then
-// what was written.
-__device__ __forceinline__ void keep(float* tile, Share& share, long long, Long) { write(tile, share); }
-
-__device__ __forceinline__ void keep(Narrow* tile, Share& share, long long index, Long key) {
-    Octet own = {};
-#pragma unroll
-    for (int e = 0; e < SHARE; ++e) {
-        const Word at = (Word)index + (Word)(place(e / WIDTH) + e % WIDTH);
-        const Narrow rounded = stochastic(share.of[e], random_bits(key, at));
-        own.group[e / WIDTH] |= (Long)rounded << 16 * (e % WIDTH);
-        share.of[e] = widen(rounded);
-    }
-    octet(tile) = swapped(own);
-}
-
-// The same for an element.
-__device__ __forceinline__ void keep(float* at, float& x, Word, Long) { *at = x; }
-
-__device__ __forceinline__ void keep(Narrow* at, float& x, Word index, Long key) {
-    *at = stochastic(x, random_bits(key, index));
-    x = widen(*at);
-}
-
-__device__ __forceinline__ float wide(float x) { return x; }
-__device__ __forceinline__ float wide(Narrow x) { return widen(x); }
 
 // What weights and gradients are kept in: float; Narrow, with a master copy as float; Narrow alone.
 enum Weights { FLOAT32, MASTER, BFLOAT16 };
@@ -185,7 +92,7 @@ struct Arrays {
     }
 };
 
-// Reads the thread's share of a tile from element `at` that is whole and aligned, and then updates it; returns its Σ|θ'|.
+// Reads the thread's share of a tile from element `at`, whole and aligned, and then updates it; returns its Σ|θ'|.
 template <class A>
 __device__ __forceinline__ float update_tile(const A& a, long long at, const Coefficients& k, const Keys& keys) {
     Share theta, grad, m = {}, v;
@@ -207,15 +114,6 @@ __device__ __forceinline__ float update_tile(const A& a, long long at, const Coe
     }
     if (a.weights == MASTER) octet(a.copy + at) = swapped(copies);
     return sum;
-}
-
-// Calls body(at) for the thread's elements among the first `count` of a tile, in the order of update_tile.
-template <class Body>
-__device__ __forceinline__ void for_each(long long count, Body body) {
-#pragma unroll 1
-    for (int u = 0; u < UNROLL; ++u)
-#pragma unroll 1
-        for (int at = place(u); at < place(u) + WIDTH && at < count; ++at) body(at);
 }
 
 // The same for a tile that may be cut off or not aligned.

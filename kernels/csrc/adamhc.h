@@ -19,7 +19,7 @@ enum Rule : long long { ADAM, SGD, NESTEROV };
 typedef unsigned short Narrow;  // the bits of a bfloat16
 typedef unsigned long long Long;
 
-// What the tensors of one group share at one step. kernels/plan.py packs it.
+// What the tensors of one group share at one step. kernels/records.py packs it.
 struct Options {
     double lr, max_lr, beta1, beta2, eps, weight_decay, huber_c, threshold_beta;  // of SGD, beta1 is the momentum; of
                                                                                   // L2, huber_c is ∞; of NONE, 0
@@ -28,7 +28,7 @@ struct Options {
     long long corrected, ema;  // booleans
 };
 
-// One tensor: its memory, its state and its own decay scale, but for the gradient, which moves. kernels/plan.py packs it.
+// One tensor: its memory, state and decay scale, but for the gradient, which moves. kernels/records.py packs it.
 struct Record {
     float* theta;                 // the weights or their master copy; null where `weights` are all there is
     void *m, *v;                  // Narrow or float; null where the rule has none

@@ -132,7 +132,7 @@ struct Rounding {
     }
 };
 
-// Returns a moment's block as float: its own memory, or a copy in `wide` of what is narrow, or zeros for what is not there.
+// Returns a moment's block as float: its own memory, or in `wide` a copy of what is narrow or zeros for what is not there.
 float* moment(float* wide, void* moments, const Record& r, long long start, long long n) {
     if (!moments) return (float*)memset(wide, 0, n * sizeof(float));
     return r.narrow ? widen(wide, (const Narrow*)moments + start, n) : (float*)moments + start;

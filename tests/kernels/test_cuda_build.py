@@ -104,7 +104,7 @@ def test_a_mistake_in_the_source_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_cubin_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = compiler.cubin("sm_90", torch.version.cuda)
     name = compiler.nvrtc(torch.version.cuda).name
-    assert caplog.messages == [f"compiling small.cu with NVRTC {name} for sm_90: once, for a second or two"]
+    assert caplog.messages == [f"compiling small.cu with NVRTC {name} for sm_90: once, for a few seconds"]
     (path,) = cache.iterdir()
     assert path.read_bytes() == first
     assert compiler.cached(path.stem.rpartition("-")[0], _not_again) == first
