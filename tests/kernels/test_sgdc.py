@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels import SGDC
+from widthwise.kernels.cuda.proof import KEPT
 
 PEAK, LAMBDA, C = 0.2, 0.3, 1.3
 SCHEDULE = [0.05, 0.2, 0.15, 0.02]
@@ -167,19 +168,11 @@ def test_clips_and_unscales() -> None:
         torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("master_weights", [True, False])
+@pytest.mark.parametrize("kept", list(KEPT))
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
-def test_a_back_end_equals_the_reference(
-    dtype: torch.dtype,
-    state_dtype: torch.dtype | None,
-    master_weights: bool,
-    momentum: float,
-    nesterov: bool,
-    backend: str,
-) -> None:
+def test_a_back_end_equals_the_reference(kept: str, momentum: float, nesterov: bool, backend: str) -> None:
     """In weights and state, for every decay; what is narrow, up to a rounding that tips over here and there."""
+    dtype, precision = KEPT[kept]
     optimizers = []
     for name in ("auto", "reference"):
         generator = torch.Generator().manual_seed(0)
@@ -198,8 +191,7 @@ def test_a_back_end_equals_the_reference(
             threshold="ema",
             threshold_beta=0.6,
             clip_norm=5.0,
-            master_weights=master_weights,
-            state_dtype=state_dtype,
+            **precision,
             backend=name,
         )
         optimizers.append(optimizer)
@@ -210,7 +202,7 @@ def test_a_back_end_equals_the_reference(
                 param.grad = _heavy(param.numel(), generator).to(dtype)
             optimizer.step()
     assert [optimizer.backend for optimizer in optimizers] == [backend, "reference"]
-    narrow = torch.bfloat16 in (dtype, state_dtype)
+    narrow = kept != "float32_float32"
     for own, other in zip(*map(_contents, optimizers), strict=True):
         assert {name: value.dtype for name, value in own.items()} == {
             name: value.dtype for name, value in other.items()
