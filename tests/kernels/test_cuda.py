@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from widthwise.kernels import AdamHC, backends, cuda
+from widthwise.kernels import AdamHC, backends, cuda, reference
 from widthwise.kernels.cuda import batch as batches
-from widthwise.kernels.cuda import plan
-from widthwise.kernels.plan import pack_record
+from widthwise.kernels.cuda import driver, plan
+from widthwise.kernels.precision import WORD, splitmix64, widened
+from widthwise.kernels.records import ADAM, RECORD, SGD
 
 from .emulation import Emulation, emulate
 from .options import OPTIONS
@@ -56,7 +57,7 @@ def weights(sizes: list[int], device: torch.device, seed: int = 0) -> list[Tenso
 def fill_gradients(params: list[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(1000 + seed)
     for param in params:
-        grad = torch.randn(param.shape, generator=generator).to(param.device)
+        grad = torch.randn(param.shape, generator=generator).to(param.device, param.dtype)
         if param.grad is None:
             param.grad = grad
         else:
@@ -244,8 +245,21 @@ def test_two_launches_a_step(emulation: Emulation) -> None:
     emulation.launches.clear()
     emulation.uploads = 0
     optimizer.step()
-    assert [launch.kernel for launch in emulation.launches] == ["adamhc_update", "adamhc_finish"]
+    assert [launch.kernel for launch in emulation.launches] == ["adamhc_float32_float32", "adamhc_finish"]
     assert emulation.uploads == 0
+
+
+def test_two_launches_for_each_way_of_keeping(emulation: Emulation) -> None:
+    params = [torch.ones(3, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.bfloat16) * 2]
+    optimizer = AdamHC(params, **OPTIONS, backend="cuda")
+    for _ in range(2):
+        emulation.launches.clear()
+        fill_gradients(params, 0)
+        optimizer.step()
+    assert [launch.kernel for launch in emulation.launches] == [
+        *("adamhc_float32_float32", "adamhc_finish"),
+        *("adamhc_master_float32", "adamhc_finish"),
+    ]
 
 
 def test_a_new_learning_rate_is_one_upload(emulation: Emulation) -> None:
@@ -265,31 +279,77 @@ def test_no_barrier_is_missing(emulation: Emulation) -> None:
     assert_same_bits(trained("cuda", torch.device("cpu"), sizes), forwards)
 
 
-def test_offsets_have_64_bits(emulation: Emulation) -> None:
-    """The last chunk of a tensor with over 2³¹ elements, most of which are not there."""
-    beyond, cpu = 2**31 + CHUNK, torch.device("cpu")
-    tail = weights([5], cpu)[0].detach()
-    grad, m, v = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).abs().unbind()
-    expected = AdamHC(
-        [param := tail.clone().requires_grad_()], **OPTIONS | {"decay": "l2"}, backend="reference"
-    )
-    param.grad = grad
-    expected.state[param].update(step=torch.tensor(4.0), exp_avg=m.clone(), exp_avg_sq=v.clone())
-    expected.step()
+@pytest.mark.parametrize("kernel", driver.UPDATES)
+def test_offsets_have_64_bits(kernel: str, emulation: Emulation) -> None:
+    """The last chunk of a tensor with over 2³² elements, most of which are not there; its random numbers too."""
+    optimizer, kept, moments = kernel.split("_")
+    rule, own = (ADAM, {}) if optimizer == "adamhc" else (SGD, {"momentum": 0.8, "nesterov": True})
+    group = {**OPTIONS, **own, "decay": "l2"}
+    generator = torch.Generator().manual_seed(1)
+    theta, grad, *ms = (torch.randn(5, generator=generator).abs() for _ in range(4))
+    is_float, narrow_moments = kept == "float32", moments == "bfloat16"
+    weights = theta if is_float else theta.to(torch.bfloat16)
+    grad = grad if is_float else grad.to(torch.bfloat16)
+    ms = [m.to(torch.bfloat16) if narrow_moments else m for m in ms[: len(rule.moments(group))]]
+    exact = weights.float() if kept == "master" else weights
+    expected = stepped_beyond(exact, grad, ms, group, beyond := 2**32 + CHUNK)
+
+    def before(tensor: Tensor) -> int:
+        return tensor.data_ptr() - tensor.element_size() * beyond
 
     step = torch.tensor(4.0)
-    theta, exp_avg, exp_avg_sq, gradient = (there.data_ptr() - 4 * beyond for there in (tail, m, v, grad))
-    record = pack_record([theta, exp_avg, exp_avg_sq, step.data_ptr()], 0.0, beyond + 5, 0)
-    batch = batches.Batch(cpu, [beyond + 5], record, 1)
-    batch.send(batches.group_row(expected.param_groups[0], cpu) + struct.pack("=d", 1.0))
+    addresses = [0 if exact.dtype is torch.bfloat16 else before(exact), *map(before, ms)]
+    addresses += [0] * (3 - len(addresses))
+    addresses += [step.data_ptr(), 0, 0, 0, 0 if is_float else before(weights)]
+    record = RECORD.pack(*addresses, STREAM, 0.0, beyond + 5, 0, narrow_moments)
+    batch = batches.Batch(exact.device, [beyond + 5], record, 1, kernel)
+    batch.send(batches.group_row(rule, group, exact.device) + struct.pack("=d", 1.0))
     emulation.capturing = True
     batch.step([grad], None, None)
     update = emulation.launches[0]
-    update = replace(update, arguments=(update.arguments[0], struct.pack("=Q", gradient)))
+    update = replace(update, arguments=(update.arguments[0], struct.pack("=Q", before(grad))))
     assert update.blocks == beyond // CHUNK + 1
     update.run(first=update.blocks - 1)
-    torch.testing.assert_close(tail, param.detach(), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(m, expected.state[param]["exp_avg"], rtol=1e-6, atol=1e-8)
+    for actual, right in zip((exact, *ms), expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-6, atol=1e-8)
+    assert torch.equal(weights, exact.to(weights.dtype))
+
+
+STREAM = 9
+
+
+def stepped_beyond(
+    exact: Tensor, grad: Tensor, moments: list[Tensor], group: dict[str, Any], start: int
+) -> list[Tensor]:
+    """Return what the fifth step makes of weights and moments that are elements from `start`, by the reference."""
+    expected = [tensor.clone() for tensor in (exact, *moments)]
+    batch = reference.Batch(
+        params=[widened(expected[0])],
+        grads=[widened(grad)],
+        moments=[tuple(map(widened, expected[1:]))],
+        steps=[5],
+        lr=group["lr"],
+        decay=group["decay"],
+        strengths=[reference.decay_strength(group["lr"], group["weight_decay"], 1.0, group["max_lr"])],
+    )
+    if "momentum" in group:
+        reference.update_sgd(batch, group["momentum"], nesterov=group["nesterov"])
+    else:
+        reference.update(batch, group["betas"], group["eps"])
+    for what, (target, source) in enumerate(zip(expected, (*batch.params, *batch.moments[0]), strict=True)):
+        if target.dtype is torch.bfloat16:
+            _round_at(target, source, torch.arange(start, start + 5), what)
+    return expected
+
+
+def _round_at(target: Tensor, source: Tensor, index: Tensor, what: int) -> None:
+    """Round the elements of these indices, which are over 2³², as `precision.round_stochastically_` would."""
+    key = splitmix64(STREAM + 4 * 5 + what + (1 << 40))
+    x = (index & WORD) ^ (key & WORD)
+    x = ((x ^ (x >> 16)) * 0x7FEB352D & WORD) ^ (key >> 32)
+    x = (x ^ (x >> 15)) * 0x846CA68B & WORD
+    bits = (source.view(torch.int32).to(torch.int64) & WORD) + ((x ^ (x >> 16)) >> 16)
+    target.copy_((bits >> 16).to(torch.int16).view(torch.bfloat16))
 
 
 def captured(optimizer: AdamHC, emulation: Emulation) -> Callable[[], None]:
@@ -302,12 +362,16 @@ def captured(optimizer: AdamHC, emulation: Emulation) -> Callable[[], None]:
     return lambda: [launch.run() for launch in launches]
 
 
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_a_captured_step_follows_its_schedules(decay: str, emulation: Emulation) -> None:
-    """η, r_t, t, λ and the decay scales: a replay reads them where they are, and equals an eager step."""
+def test_a_captured_step_follows_its_schedules(
+    decay: str, state_dtype: torch.dtype | None, emulation: Emulation
+) -> None:
+    """η, r_t, t (and with it the random numbers), λ and the decay scales: a replay reads them where they are."""
     cpu, sizes = torch.device("cpu"), [CHUNK + 3, 5]
     eager, replayed = (
-        trained("cuda", cpu, sizes, steps=1, decay=decay, lr=torch.tensor(0.02)) for _ in range(2)
+        trained("cuda", cpu, sizes, steps=1, decay=decay, lr=torch.tensor(0.02), state_dtype=state_dtype)
+        for _ in range(2)
     )
     replay = captured(replayed, emulation)
     for t, lr in enumerate(SCHEDULE[:8]):
