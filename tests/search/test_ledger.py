@@ -213,6 +213,24 @@ def test_a_failed_trial_is_made_up_for_from_the_same_place(
     assert [{**tried, "number": tried["number"] - 1} for tried in later] == undisturbed[2:]
 
 
+def test_confirming_runs_measure_what_a_target_is_watched_by(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(trials=2, finalists=1, seeds=2)
+    play(ledger, 1)
+    course = [{"step": 30, "loss": 2.0, "gradient_norm": 0.5, "kinds": {}}]
+    measures = []
+    for measured in ({"grad_norm": 1.0}, {"course": course}):
+        trial = ledger.next()
+        assert isinstance(trial, Trial)
+        measures.append(ledger.run(trial).options["diagnostics"])
+        loss = made_up_loss(ledger.hyperparameters(trial))
+        outcome = {"loss": loss, "tokens": 61440, "seconds": 1.5, "measured": measured}
+        ledger.finish(trial.number, "completed", outcome)
+    assert measures == [False, True]
+    [finalist] = result_of(ledger, "abc").finalists
+    assert finalist.courses == {6: course}
+    assert "courses" not in finalist.as_json()
+
+
 def test_a_failed_confirmation_is_made_up_for(opened: Callable[..., Ledger]) -> None:
     ledger = opened(finalists=1, seeds=2)
     play(ledger, 6)
