@@ -1,6 +1,6 @@
 """What a sweep is: the proxy, its horizon, the space, and how many trials."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,9 @@ from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import Record
 from widthwise.search.space import Point, SearchSpace
 from widthwise.search.trackers import Tracker
+
+if TYPE_CHECKING:
+    from widthwise.proxies.data import Tokens
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
 
@@ -90,6 +93,15 @@ class SweepConfig(Record):
             rule = f"must be <= {longest:.3g}, the horizon Σηλ at the space's largest η and λ"
             raise ValueError(f"min_horizon: {rule}, got {self.min_horizon:g}")
         return self
+
+    def open_data(self) -> "Tokens":
+        """Open the data; a ConfigError says where there are none, too few, or tokens beyond the vocabulary."""
+        from widthwise.proxies.data import absolute_source, open_tokens
+
+        context = self.model.context
+        tokens = open_tokens(absolute_source(self.data), vocab_size=self.model.vocab_size)
+        tokens.require(context=context, batch_size=self.horizon.sequences(context))
+        return tokens
 
     def decay_horizon(self, lr: float, weight_decay: float) -> float:
         """Return a trial's horizon Σηλ: how many decay times it lasts."""

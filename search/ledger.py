@@ -64,7 +64,7 @@ class Ledger(Books):
         )
 
     def sample(self) -> Run:
-        """Return a run like any other: what the settings are makes no difference to its memory."""
+        """Return a run with diagnostics: they take memory, the settings make no difference to it."""
         space = self.config.space
         tuned: dict[str, Any] = {
             "lr": space.lr[0],
@@ -72,7 +72,7 @@ class Ledger(Books):
             "huber_c": space.huber_c[0],
         }
         hyperparameters = Hyperparameters(**tuned, decay=space.decay[0], **self._fixed())
-        return self._run("sample", hyperparameters, self.config.seed)
+        return self._run("sample", hyperparameters, self.config.seed, diagnostics=True)
 
     def _run(
         self, key: str, hyperparameters: Hyperparameters, seed: int, *, diagnostics: bool = False

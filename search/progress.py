@@ -17,6 +17,11 @@ def console(*, enabled: bool = True) -> Console:
     return Console(stderr=True, quiet=not enabled)
 
 
+def say(line: str, enabled: bool) -> None:
+    """Print a line of progress."""
+    console(enabled=enabled).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def progress_bar(name: str, screen: Console) -> Bar:
     """Return a bar with elapsed and remaining time, which shows only on a terminal."""
     return Bar(

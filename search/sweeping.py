@@ -12,13 +12,14 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from widthwise.proxies.config import Hyperparameters
-from widthwise.proxies.data import absolute_source, open_tokens
+from widthwise.proxies.data import absolute_source
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import RunError
 from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
 from widthwise.search.ledger import Ledger
+from widthwise.search.progress import say
 from widthwise.search.trackers import require_trackers
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
@@ -190,8 +191,7 @@ def sweep(
         RunError: where no trial completed, or trials keep failing.
     """
     config = config.model_copy(update={"data": absolute_source(config.data)})
-    tokens = open_tokens(config.data, vocab_size=config.model.vocab_size)
-    tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
+    tokens = config.open_data()
     placement = Placement(
         address=address, concurrency=config.concurrency, gpus_per_trial=config.gpus_per_trial
     )
@@ -201,6 +201,10 @@ def sweep(
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():
+            say(
+                f"data: {config.data}, {tokens.train_tokens + tokens.validation_tokens:,} tokens",
+                show_progress,
+            )
             execute(
                 ledger,
                 placement,

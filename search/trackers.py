@@ -48,7 +48,7 @@ class TensorBoardRun:
         folder.mkdir(parents=True)
         # The writer below SummaryWriter: that one has a thread and a queue, which a kill empties.
         self.events = EventsWriter(str(folder / "events"))
-        weakref.finalize(self, self.events.close)
+        self.close = weakref.finalize(self, self.events.close)
         self.ending: Any = None
         if settings is not None:
             self._begin(settings)
@@ -66,7 +66,7 @@ class TensorBoardRun:
     def end(self, status: str | None) -> None:
         if status is not None and self.ending is not None:
             self._write(self.ending)
-        self.events.close()
+        self.close()
 
     def _begin(self, settings: Settings) -> None:
         from tensorboardX.summary import hparams

@@ -19,9 +19,9 @@ from ray.tune.search import Searcher
 from widthwise.proxies.validation import RunError
 from widthwise.search.books import Books, Status
 from widthwise.search.executing import Placement
+from widthwise.search.listening import Listener
 from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.trial import trainable
-from widthwise.search.watching import Watcher
 
 # Times that a trial whose worker died is started again, from its last checkpoint.
 RETRIES = 2
@@ -30,7 +30,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def run_trials(
-    books: Books, placement: Placement, resources: Mapping[str, float], watchers: Sequence[Watcher]
+    books: Books, placement: Placement, resources: Mapping[str, float], listeners: Sequence[Listener]
 ) -> None:
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
     share = _gpu_share(placement, resources.get("GPU", 0.0))
@@ -39,8 +39,8 @@ def run_trials(
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
-                search_alg=_Proposer(books, limit, watchers),
-                scheduler=_Stopper(books, watchers),
+                search_alg=_Proposer(books, limit, listeners),
+                scheduler=_Stopper(books, listeners),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -78,10 +78,10 @@ class _Unsaved:
 class _Proposer(_Unsaved, Searcher):
     """Hands the books' trials to Tune, and Tune's endings to the books."""
 
-    def __init__(self, books: Books, limit: int, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, books: Books, limit: int, listeners: Sequence[Listener]) -> None:
         # No metric: Tune would refuse a result without it, and a failed trial has none.
         super().__init__()
-        self.books, self.limit, self.watchers = books, limit, watchers
+        self.books, self.limit, self.listeners = books, limit, listeners
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -95,8 +95,8 @@ class _Proposer(_Unsaved, Searcher):
             return None if self.books.live else Searcher.FINISHED
         number = self.numbers[trial_id] = trial.number
         run = self.books.run(trial)
-        for watcher in self.watchers:
-            watcher.began(number)
+        for listener in self.listeners:
+            listener.began(number)
         return {
             "number": number,
             "folder": str(self.books.folder(number).resolve()),
@@ -119,8 +119,8 @@ class _Proposer(_Unsaved, Searcher):
             # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
             self.limit = min(self.limit, len(self.books.live))
             self.books.failures.pop()
-        for watcher in self.watchers:
-            watcher.ended(number)
+        for listener in self.listeners:
+            listener.ended(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study is the truth."""
@@ -132,17 +132,17 @@ class _Proposer(_Unsaved, Searcher):
 class _Stopper(_Unsaved, FIFOScheduler):
     """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
 
-    def __init__(self, books: Books, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, books: Books, listeners: Sequence[Listener]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.books, self.watchers = books, watchers
+        self.books, self.listeners = books, listeners
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if result["status"] != "running":
             return str(TrialScheduler.CONTINUE)
         number = trial.config["number"]
         stop = self.books.report(number, result["step"], result["loss"])
-        for watcher in self.watchers:
-            watcher.reported(number, result)
+        for listener in self.listeners:
+            listener.reported(number, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
 

@@ -69,7 +69,7 @@ def test_a_sample_is_a_trial_but_for_its_settings(ledger: Ledger) -> None:
     run, sample = ledger.run(trial), ledger.sample()
     apart = {"hyperparameters", "settings"}
     assert sample.spec.model_dump(exclude=apart) == run.spec.model_dump(exclude=apart)
-    assert (sample.seed, sample.options) == (run.seed, run.options)
+    assert (sample.seed, sample.options) == (run.seed, {**run.options, "diagnostics": True})
     assert set(sample.spec.settings) == set(run.spec.settings)
 
 

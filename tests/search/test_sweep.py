@@ -113,7 +113,8 @@ def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: py
     recipe = Recipe.parse(json.loads(printed)["recipe"])
     assert (json.loads(printed)["out"], recipe) == (str(out), Recipe.load(out / "recipe.json"))
     begun, ended = said.splitlines()[:3], said.splitlines()[3:]
-    assert begun == [f"widthwise: data: {real_text}", "starting Ray", "starting the first trials"]
+    size = f"{real_text.stat().st_size:,} tokens"
+    assert begun == [f"data: {real_text}, {size}", "starting Ray", "starting the first trials"]
     assert ended == [f"trial {one['number']} {one['status']}, loss {one['loss']:.4f}" for one in records(out)]
     return out
 
@@ -157,15 +158,13 @@ def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
     }
 
 
-def test_a_finished_sweep_is_resumed_at_once(
-    capsys: pytest.CaptureFixture[str], undisturbed: Path, real_text: Path
-) -> None:
+def test_a_finished_sweep_is_resumed_at_once(capsys: pytest.CaptureFixture[str], undisturbed: Path) -> None:
     before = records(undisturbed)
     with pytest.raises(SystemExit) as stop:
         cli.main(["sweep", "--resume", "--out", str(undisturbed)])
     recipe = undisturbed / "recipe.json"
     captured = capsys.readouterr()
-    assert (stop.value.code, captured.err) == (0, f"widthwise: data: {real_text}\n")
+    assert (stop.value.code, captured.err) == (0, "")
     assert captured.out.endswith(f"recipe: {recipe}; next: widthwise scale {recipe} --width 1024\n")
     assert records(undisturbed) == before
 

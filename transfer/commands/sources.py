@@ -37,12 +37,6 @@ def _goes_on(path: Path, recipe: Path) -> bool:
     return is_unfinished(path, (Recipe.load(recipe).provenance or {}).get("config"))
 
 
-def announce(data: str, *, quiet: bool) -> None:
-    """Say at once what is trained on: what comes next, torch's import and Ray's start, takes seconds."""
-    if not quiet:
-        print(f"widthwise: data: {data}", file=sys.stderr)
-
-
 def source_for(recipe: "Recipe", given: str | None) -> str:
     """Return what was given, or what the recipe was tuned on; says what it is where nothing was given.
 

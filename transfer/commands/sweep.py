@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.transfer.commands.listing import words
 from widthwise.transfer.commands.options import Option
-from widthwise.transfer.commands.sources import announce
 from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
@@ -91,11 +90,8 @@ class Sweep:
 
     def _swept(self) -> "SweepResult":
         # Mistakes in the options are told before torch is imported, which takes seconds.
-        from widthwise.proxies.data import require_source
-
         config = self._config()
-        require_source(config.data)
-        announce(config.data, quiet=self.quiet)
+        config.open_data()
         from widthwise.search import sweep
 
         result = sweep(

@@ -1,10 +1,10 @@
-"""Who looks on while trials run: the progress on the terminal, the experiment trackers."""
+"""Who is told what trials do: the progress on the terminal, the experiment trackers."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class Watcher(Protocol):
+class Listener(Protocol):
     """Is told in the driver what trials do; must not hold it up."""
 
     def began(self, number: int) -> None:
