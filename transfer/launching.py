@@ -13,24 +13,20 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
-from widthwise.proxies.files import locked, read_json, write_atomic, write_json
-from widthwise.proxies.outcome import Metrics, finite
+from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
+from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
-
-# Times that Ray Train starts the workers again after one died.
-RETRIES = 3
 
 
 def launch(
@@ -59,7 +55,7 @@ def launch(
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
-        RunError: where the workers kept failing; the checkpoint remains.
+        RunError: a worker's own code failed, the disk is full, or workers kept dying; the last checkpoint remains.
     """
     options = options or LaunchOptions()
     out = out.resolve()
@@ -79,6 +75,7 @@ def launch(
     if own is not None and show_progress:
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
+        room_for(out),
         locked(out),
         following(
             out / "metrics.jsonl",
@@ -108,12 +105,6 @@ def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> None:
     """Raise what the workers would say of the data here, where it costs nothing."""
     tokens = open_tokens(options.data, vocab_size=plan.model.vocab_size)
     tokens.require(plan.model.context, sequences)
-
-
-def last_checkpoint(out: Path) -> int | None:
-    """Return the step of the latest whole checkpoint in a run's folder, or None."""
-    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
-    return max(steps, default=None)
 
 
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
@@ -160,6 +151,9 @@ def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resource
     from ray import train
     from ray.train.torch import TorchTrainer
 
+    from widthwise.transfer.restarts import Restarts
+    from widthwise.transfer.worker import train_worker
+
     scratch = out / ".ray"
     trainer = TorchTrainer(
         train_worker,
@@ -176,13 +170,18 @@ def _train(spec: RunSpec, rule: str, out: Path, options: LaunchOptions, resource
             resources_per_worker=resources,
         ),
         run_config=train.RunConfig(
-            storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
+            storage_path=str(scratch),
+            failure_config=train.FailureConfig(max_failures=-1),
+            callbacks=[cast(Any, Restarts(out))],
         ),
     )
     try:
         trainer.fit()
     except train.TrainingFailedError as error:
-        raise RunError(f"{_cause(error)}; go on with --resume") from error
+        cause = getattr(error, "controller_failure", error)
+        if isinstance(cause, RunError):
+            raise cause from None
+        raise RunError(f"{type(cause).__name__}: {first_line(cause)}; go on with --resume") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -225,57 +224,3 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _cause(error: Exception) -> str:
-    """Return the first worker's own complaint, without Ray's traceback around it."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    told = str(cause).strip().rpartition("\n")[2]
-    ours = isinstance(cause, ConfigError | RunError) or type(cause).__module__.startswith("ray.")
-    return told if ours else f"{type(cause).__name__}: {told}"
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """Train in one of Ray Train's workers; rank 0 writes the run's files."""
-    import torch
-    from ray import train
-
-    from widthwise.proxies.outcome import RunOptions
-    from widthwise.proxies.runs import device_options, run
-
-    torch.set_num_threads(config["threads"])
-    context, out = train.get_context(), Path(config["out"])
-    rank = context.get_world_rank()
-    chosen = config["options"]
-    in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}
-    options = RunOptions(
-        checkpoint=out / "checkpoints",
-        rank=rank,
-        world_size=context.get_world_size(),
-        **(chosen | in_nodes if chosen["parallel"] == "hsdp" else chosen),
-        **device_options(),
-    )
-    on_metrics = MetricsFile(out / "metrics.jsonl").add if rank == 0 else None
-    result = run(RunSpec.model_validate_json(config["spec"]), options, on_metrics)
-    if rank == 0:
-        ending = {name: getattr(result, name) for name in _ENDING}
-        write_json(out / "result.json", {**ending, "loss": finite(result.loss), **config["outcome"]})
-
-
-_ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")
-
-
-class MetricsFile:
-    """``metrics.jsonl``: a line per evaluation, each step once, also after a resumption."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def add(self, metrics: Metrics) -> None:
-        """Append an evaluation, in place of any that a lost stretch of the run left behind."""
-        self.lines = [line for line in self.lines if line["step"] < metrics.step] + [asdict(metrics)]
-        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in self.lines))
