@@ -12,6 +12,7 @@ from widthwise.proxies.files import write_atomic, write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
 from widthwise.proxies.runs import RunSpec, device_options, run
 from widthwise.transfer.failures import explained
+from widthwise.transfer.launch_options import passes
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -26,6 +27,7 @@ def _train(config: dict[str, Any], out: Path) -> None:
     context = train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     chosen = dict(config["options"])
+    chosen["accumulate"] = passes(chosen["accumulate"], wanted=config["workers"], there=workers)
     if chosen["parallel"] == "hsdp":
         chosen |= {"parallel": "fsdp", "shards": context.get_local_world_size()}
     options = RunOptions(
