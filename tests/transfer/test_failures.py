@@ -79,7 +79,10 @@ def test_deaths_are_counted_since_the_last_checkpoint(tmp_path: Path) -> None:
     from widthwise.transfer.restarts import Restarts
 
     out = made(tmp_path / "run", 8)
-    restarts, died = Restarts(out), {1: RuntimeError("health check failed\nThe worker died."), 0: LostPeer(GLOO)}
+    restarts, died = (
+        Restarts(out),
+        {1: RuntimeError("health check failed\nThe worker died."), 0: LostPeer(GLOO)},
+    )
     for _ in range(2):
         for _ in range(3):
             restarts.after_exception(None, died)
