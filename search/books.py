@@ -22,7 +22,8 @@ from widthwise.proxies.files import locked, write_atomic
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
-from widthwise.search.folders import Layout, created, loaded, require_folder
+from widthwise.search.folders import Layout, opened, require_folder
+from widthwise.search.storage import Storage
 
 # After so many failures in one session something is wrong that no further trial will cure.
 MAX_FAILURES = 3
@@ -49,10 +50,11 @@ class Run:
 
 
 class Books(ABC):
-    """A study and its trials in one folder, locked against a second process.
+    """A study and its trials, of one folder, locked against a second process.
 
     Attributes:
-        out: the folder, with the study, a file of records, and a folder for each unfinished trial's checkpoint.
+        out: the folder, with the study or its place, a file of records, and a folder for each unfinished trial's
+            checkpoint.
         live: trials handed out and not yet finished, by number.
         failures: errors of the trials that failed since the books were opened.
     """
@@ -65,6 +67,7 @@ class Books(ABC):
         *,
         may_change: frozenset[str] = frozenset(),
         resume: bool,
+        storage: Storage | None = None,
     ) -> None:
         """Create the folder's books, or open them with `resume`.
 
@@ -74,19 +77,20 @@ class Books(ABC):
             identity: JSON that says what the books are about; a resumed folder must have been started with the same.
             may_change: fields of `identity` that a resumption may change.
             resume: open the books that the folder has.
+            storage: the database for the study; None is SQLite's file, or the database that the folder names.
 
         Raises:
-            ConfigError: where the folder holds something else, cannot be written, or is in use.
+            ConfigError: where the folder holds something else, cannot be written, or is in use, or so the study.
         """
         self.out, self.layout = out, layout
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
-        require_folder(out, layout, resume=resume)
+        require_folder(out, layout, resume=resume, storage=storage)
         self._lock = ExitStack()
         self._lock.enter_context(locked(out))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.study = loaded(out, layout) if resume else created(out, layout)
+            self.study = self._lock.enter_context(opened(out, layout, resume=resume, storage=storage))
             self._agree(identity, may_change)
         except BaseException:
             self.close()
@@ -103,7 +107,7 @@ class Books(ABC):
         self.study.set_user_attr("data_fingerprint", fingerprint)
 
     def close(self) -> None:
-        """Release the folder."""
+        """Release the folder and the study."""
         self._lock.close()
 
     @property

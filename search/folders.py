@@ -1,12 +1,15 @@
-"""The folder of a study: what its files are called, and what is refused in it."""
+"""The folder of a study: what its files are called, what is refused in it, and where the study itself is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
 
 from widthwise.proxies.validation import ConfigError
+from widthwise.search import server
+from widthwise.search.storage import Storage, read_study_file, sqlite_url, write_study_file
 
 STUDY = "widthwise"
 
@@ -17,27 +20,44 @@ class Layout:
 
     Attributes:
         what: what the folder holds, in a word.
-        database: the study, SQLite.
+        study: the study in SQLite, and the file that says in which database it is instead.
         records: a line of JSON per finished trial.
         folder: holds a folder per unfinished trial.
-        foreign: files that must not be there before the database is, and what they say that the folder holds.
+        foreign: files that must not be there before the study is, and what they say that the folder holds.
     """
 
     what: str
-    database: str
+    study: tuple[str, str]
     records: str
     folder: str
     foreign: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def database(self) -> str:
+        """The study in SQLite."""
+        return self.study[0]
 
-def require_content(out: Path, layout: Layout, *, resume: bool) -> None:
-    """Raise a ConfigError where the folder `out` holds something else, or nothing to resume."""
-    exists, what = (out / layout.database).exists(), layout.what
+    @property
+    def place(self) -> str:
+        """The file that says in which database the study is."""
+        return self.study[1]
+
+    def is_in(self, out: Path) -> bool:
+        """Return whether `out` has a study."""
+        return any((out / name).exists() for name in self.study)
+
+
+def require_content(out: Path, layout: Layout, *, resume: bool, storage: Storage | None = None) -> None:
+    """Raise a ConfigError where the folder `out` holds something else, or nothing to resume.
+
+    A study that is named may be gone on with in a new folder.
+    """
+    exists, what = layout.is_in(out), layout.what
     if exists and not resume:
         raise ConfigError(
             f"out: {out} holds a {what} already; add --resume to go on with it, or name another folder"
         )
-    if resume and not exists:
+    if resume and not exists and not (storage and storage.study_name):
         raise ConfigError(f"out: {out} holds no {what} to resume")
     if (out / "plan.json").exists():
         raise ConfigError(f"out: {out} holds a target run; name another folder")
@@ -46,31 +66,80 @@ def require_content(out: Path, layout: Layout, *, resume: bool) -> None:
             raise ConfigError(f"out: {out} holds {content}; name another folder")
 
 
-def require_folder(out: Path, layout: Layout, *, resume: bool) -> None:
+def require_folder(out: Path, layout: Layout, *, resume: bool, storage: Storage | None = None) -> None:
     """Make the folder `out`, or raise a ConfigError where it holds something else or cannot be written."""
-    require_content(out, layout, resume=resume)
+    require_content(out, layout, resume=resume, storage=storage)
     try:
         (out / layout.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
 
-def created(out: Path, layout: Layout) -> optuna.Study:
-    """Return a new study in `out`."""
-    return optuna.create_study(storage=_storage(out, layout), study_name=STUDY, direction="minimize")
+@contextmanager
+def opened(out: Path, layout: Layout, *, resume: bool, storage: Storage | None) -> Iterator[optuna.Study]:
+    """Create the study of `out`, or open it with `resume`, to write it.
+
+    Raises:
+        ConfigError: it cannot be read, and why, in one line; or another process has it.
+    """
+    place = place_of(out, layout, storage) if resume else storage and storage.named(out)
+    if place is None:
+        yield _loaded(out, layout) if resume else _created(out, layout)
+        return
+    with server.writing(place, resume=resume) as study:
+        if resume:
+            _require_readable(study, layout, str(place))
+        write_study_file(out / layout.place, place)
+        yield study
 
 
-def loaded(out: Path, layout: Layout) -> optuna.Study:
-    """Return the study in `out`; a ConfigError says in one line why it cannot be read."""
+@contextmanager
+def read(out: Path, layout: Layout, storage: Storage | None) -> Iterator[optuna.Study]:
+    """Open the study of `out` to read it; errors as of `opened`."""
+    place = place_of(out, layout, storage)
+    if place is None:
+        yield _loaded(out, layout)
+        return
+    with server.reading(place) as study:
+        _require_readable(study, layout, str(place))
+        yield study
+
+
+def place_of(out: Path, layout: Layout, storage: Storage | None) -> Storage | None:
+    """Return the database that holds the study of `out`; None for SQLite's file.
+
+    Raises:
+        ConfigError: `storage` is given for a study in SQLite's file, or names another study.
+    """
+    if (out / layout.database).exists():
+        if storage is not None:
+            raise ConfigError(f"storage: must not be given, as {out} holds its study in {layout.database}")
+        return None
+    if (out / layout.place).exists():
+        return read_study_file(out / layout.place, storage)
+    return storage
+
+
+def _created(out: Path, layout: Layout) -> optuna.Study:
+    storage = sqlite_url(out / layout.database)
+    return optuna.create_study(storage=storage, study_name=STUDY, direction="minimize")
+
+
+def _loaded(out: Path, layout: Layout) -> optuna.Study:
+    path = out / layout.database
     try:
-        study = optuna.load_study(storage=_storage(out, layout), study_name=STUDY)
+        study = optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
         study.user_attrs["config"]
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        path = out / layout.database
         raise ConfigError(f"out: {path} cannot be read as a {layout.what}'s study ({reason})") from error
     return study
 
 
-def _storage(out: Path, layout: Layout) -> str:
-    return f"sqlite:///{out / layout.database}"
+def _require_readable(study: optuna.Study, layout: Layout, where: str) -> None:
+    """Raise a ConfigError where a database's study is not one of ours, of the kind that the folder is for."""
+    attributes = study.user_attrs
+    if "config" not in attributes or attributes.get("what") != layout.what:
+        raise ConfigError(
+            f"study_name: must be a {layout.what}'s study, but {study.study_name!r} in {where} is not"
+        )

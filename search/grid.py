@@ -18,6 +18,8 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.search.books import Books, Next, Run
 from widthwise.search.executing import Placement, execute
 from widthwise.search.folders import Layout
+from widthwise.search.names import GRID_STUDY, SWEEP_STUDY
+from widthwise.search.storage import Storage
 
 __all__ = ["Outcome", "Placement", "Run", "run_all"]
 
@@ -57,6 +59,7 @@ def run_all(
     data: str,
     what: str = "grid",
     resume: bool = False,
+    storage: Storage | None = None,
     placement: Placement | None = None,
     show_progress: bool = True,
 ) -> dict[str, Outcome]:
@@ -71,6 +74,7 @@ def run_all(
         data: what all runs train on, in place of what their specs say.
         what: what the runs are in a word, for messages.
         resume: go on with the runs in `out`, finished ones kept and interrupted ones continued.
+        storage: the database for the study; None is ``runs.db``, or the database that a resumed folder names.
         placement: the Ray cluster and how many runs at a time; None is a local Ray, one per core or GPU.
         show_progress: draw a progress bar on standard error.
 
@@ -86,7 +90,7 @@ def run_all(
     source = absolute_source(data)
     fingerprint = open_tokens(source).fingerprint
     placement.require()
-    grid = Grid(more, out, config, data=source, what=what, resume=resume)
+    grid = Grid(more, out, config, data=source, what=what, resume=resume, storage=storage)
     try:
         grid.require_data(fingerprint)
         if not grid.is_finished():
@@ -102,7 +106,15 @@ class Grid(Books):
     """The books of given runs: a trial of the study holds what is to be run, and then what came of it."""
 
     def __init__(
-        self, more: More, out: Path, config: Mapping[str, Any], *, data: str, what: str = "grid", resume: bool
+        self,
+        more: More,
+        out: Path,
+        config: Mapping[str, Any],
+        *,
+        data: str,
+        what: str = "grid",
+        resume: bool,
+        storage: Storage | None = None,
     ) -> None:
         """Create the folder's books, or open them with `resume`; errors as in `Books`."""
         self.more, self.data = more, data
@@ -110,12 +122,12 @@ class Grid(Books):
         self._runs: Sequence[Run] = ()
         layout = Layout(
             what=what,
-            database="runs.db",
+            study=GRID_STUDY,
             records="runs.jsonl",
             folder="runs",
-            foreign={"study.db": "a sweep"},
+            foreign=dict.fromkeys(SWEEP_STUDY, "a sweep"),
         )
-        super().__init__(out, layout, config, resume=resume)
+        super().__init__(out, layout, config, resume=resume, storage=storage)
 
     @property
     def total(self) -> int:

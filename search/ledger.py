@@ -14,6 +14,7 @@ from widthwise.search.books import Books, Next, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.samplers import drawing, pruner, sampler
+from widthwise.search.storage import Storage
 from widthwise.search.stored import SWEEP
 
 # measured (docs/results/search/samplers.md): so many trials of every form of decay are not stopped.
@@ -34,11 +35,14 @@ class Ledger(Books):
         config: what the sweep is.
     """
 
-    def __init__(self, config: SweepConfig, out: Path, *, resume: bool) -> None:
+    def __init__(
+        self, config: SweepConfig, out: Path, *, resume: bool, storage: Storage | None = None
+    ) -> None:
         """Create the folder's books, or open them with `resume`; errors as in `Books`."""
         self.config = config
         self._fitted_to = -1
-        super().__init__(out, SWEEP, config.model_dump(mode="json"), may_change=_MAY_CHANGE, resume=resume)
+        identity = config.model_dump(mode="json")
+        super().__init__(out, SWEEP, identity, may_change=_MAY_CHANGE, resume=resume, storage=storage)
         self.study.pruner = pruner(config)
 
     @property

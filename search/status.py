@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -12,15 +11,19 @@ from optuna.trial import FrozenTrial, TrialState
 from widthwise.proxies.files import is_locked
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import ConfigError
+from widthwise.search import server
 from widthwise.search.folders import STUDY
+from widthwise.search.names import STUDIES
+from widthwise.search.storage import Storage, read_study_file, sqlite_url
 
-DATABASES = ("study.db", "runs.db")
 # Errors that are told, the latest.
 MAX_ERRORS = 3
 
 
-def study_status(folder: Path) -> dict[str, Any] | None:
-    """Return how the study in `folder` stands, as plain data; None where there is none.
+def study_status(folder: Path, storage: Storage | None = None) -> dict[str, Any] | None:
+    """Return how the study of `folder` stands, as plain data; None where there is none.
+
+    `storage` takes the place of the URL that a folder has for a study in a database.
 
     ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of trials by status,
     ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
@@ -29,19 +32,35 @@ def study_status(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: the study cannot be read.
     """
-    path = next((folder / name for name in DATABASES if (folder / name).exists()), None)
+    path = next((folder / name for name in STUDIES if (folder / name).exists()), None)
     if path is None:
         return None
+    if path.suffix == ".db":
+        return _status(_in_file(path), is_running=is_locked(folder))
+    place = read_study_file(path, storage)
+    # Before it is read: one that ends meanwhile is rather called running than interrupted.
+    is_running = server.is_held(place)
+    with server.reading(place) as study:
+        return _status(study, is_running=is_running)
+
+
+def _in_file(path: Path) -> optuna.Study:
+    """Open a study such that SQLite refuses every write."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = _opened(path)
-        trials = study.get_trials(deepcopy=False)
+        storage = optuna.storages.RDBStorage(sqlite_url(path, read_only=True), skip_table_creation=True)
+        return optuna.load_study(storage=storage, study_name=STUDY)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"folder: {path} cannot be read as a study ({reason})") from error
+
+
+def _status(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
+    trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state.is_finished()]
     return {
         "kind": study.user_attrs.get("what", "sweep"),
-        "state": "running" if is_locked(folder) else "interrupted",
+        "state": "running" if is_running else "interrupted",
         "counts": _counts(trials),
         "tokens": sum(trial.user_attrs.get("tokens", 0) for trial in ended),
         "seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in ended), 1),
@@ -49,14 +68,6 @@ def study_status(folder: Path) -> dict[str, Any] | None:
         "running": [_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
         "errors": _errors(ended),
     }
-
-
-def _opened(path: Path) -> optuna.Study:
-    """Open a study such that SQLite refuses every write."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&uri=true"
-    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
-    return optuna.load_study(storage=storage, study_name=STUDY)
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:

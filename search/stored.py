@@ -6,25 +6,28 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from widthwise.search.config import SweepConfig
-from widthwise.search.folders import Layout, loaded, require_folder
+from widthwise.search.folders import Layout, read, require_folder
+from widthwise.search.names import GRID_STUDY, SWEEP_STUDY
+from widthwise.search.storage import Storage
 
 SWEEP = Layout(
     what="sweep",
-    database="study.db",
+    study=SWEEP_STUDY,
     records="trials.jsonl",
     folder="trials",
-    foreign={"recipe.json": "a recipe that no sweep in it made", "runs.db": "a check"},
+    foreign={"recipe.json": "a recipe that no sweep in it made", **dict.fromkeys(GRID_STUDY, "a check")},
 )
 
 
-def stored_config(out: Path) -> SweepConfig:
-    """Return the configuration of the sweep in `out`.
+def stored_config(out: Path, storage: Storage | None = None) -> SweepConfig:
+    """Return the configuration of the sweep in `out`, or of the study that `storage` names.
 
     Raises:
         ConfigError: where there is none, or the study cannot be read.
     """
-    require_folder(out, SWEEP, resume=True)
-    return SweepConfig.parse(loaded(out, SWEEP).user_attrs["config"], where=str(out / SWEEP.database))
+    require_folder(out, SWEEP, resume=True, storage=storage)
+    with read(out, SWEEP, storage) as study:
+        return SweepConfig.parse(study.user_attrs["config"], where=f"the study of {out}")
 
 
 def is_unfinished(out: Path, config: object) -> bool:
@@ -37,7 +40,7 @@ def is_unfinished(out: Path, config: object) -> bool:
     Raises:
         ConfigError: the study cannot be read.
     """
-    study = loaded(out, SWEEP)
-    begun = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    # A record's lists are tuples.
-    return bool(begun) or study.user_attrs["config"] != json.loads(json.dumps(config))
+    with read(out, SWEEP, None) as study:
+        begun = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+        # A record's lists are tuples.
+        return bool(begun) or study.user_attrs["config"] != json.loads(json.dumps(config))

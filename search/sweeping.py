@@ -20,6 +20,7 @@ from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
 from widthwise.search.ledger import Ledger
 from widthwise.search.progress import say
+from widthwise.search.storage import Storage
 from widthwise.search.trackers import require_trackers
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
@@ -171,6 +172,7 @@ def sweep(
     out: Path,
     *,
     resume: bool = False,
+    storage: Storage | None = None,
     address: str | None = None,
     show_progress: bool = True,
 ) -> SweepResult:
@@ -180,6 +182,7 @@ def sweep(
         config: what to sweep.
         out: folder for ``study.db``, ``trials.jsonl`` and the trials' checkpoints.
         resume: go on with the sweep in `out`, finished trials kept and interrupted ones continued.
+        storage: the database for the study; None is ``study.db``, or the database that a resumed folder names.
         address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
         show_progress: draw a progress bar on standard error.
 
@@ -197,7 +200,7 @@ def sweep(
     )
     placement.require()
     require_trackers(config.log)
-    ledger = Ledger(config, out, resume=resume)
+    ledger = Ledger(config, out, resume=resume, storage=storage)
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():

@@ -8,7 +8,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -35,12 +36,13 @@ def run_trials(
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
     share = _gpu_share(placement, resources.get("GPU", 0.0))
     limit = placement.concurrency or _capacity(resources, share)
+    fuse = _Fuse()
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
-                search_alg=_Proposer(books, limit, listeners),
-                scheduler=_Stopper(books, listeners),
+                search_alg=_Proposer(books, limit, listeners, fuse),
+                scheduler=_Stopper(books, listeners, fuse),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -48,19 +50,36 @@ def run_trials(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Watch()],
+                callbacks=[_Watch(fuse)],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         ).fit()
 
 
-class _Watch(tune.Callback):
-    """Ends the run when no node is alive: Tune would wait for one for ever."""
+class _Fuse:
+    """Keeps what the books raised: Tune would take it for the trial's failure, and go on."""
 
     def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+
+
+class _Watch(tune.Callback):
+    """Ends the run when the books cannot be kept, or no node is alive: Tune would wait for one for ever."""
+
+    def __init__(self, fuse: _Fuse) -> None:
+        self.fuse = fuse
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        if self.fuse.error:
+            raise self.fuse.error
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -78,15 +97,15 @@ class _Unsaved:
 class _Proposer(_Unsaved, Searcher):
     """Hands the books' trials to Tune, and Tune's endings to the books."""
 
-    def __init__(self, books: Books, limit: int, listeners: Sequence[Listener]) -> None:
+    def __init__(self, books: Books, limit: int, listeners: Sequence[Listener], fuse: _Fuse) -> None:
         # No metric: Tune would refuse a result without it, and a failed trial has none.
         super().__init__()
-        self.books, self.limit, self.listeners = books, limit, listeners
+        self.books, self.limit, self.listeners, self.fuse = books, limit, listeners, fuse
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are.
-        if len(self.books.live) >= self.limit:
+        if self.fuse.error or len(self.books.live) >= self.limit:
             return None
         trial = self.books.next()
         if trial == "wait":
@@ -107,6 +126,8 @@ class _Proposer(_Unsaved, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if self.fuse.error:
+            return
         number = self.numbers.pop(trial_id)
         outcome = dict(result or {})
         if "measured" in outcome:
@@ -114,13 +135,14 @@ class _Proposer(_Unsaved, Searcher):
             outcome["measured"] = json.loads(outcome["measured"], parse_constant=lambda _: None)
         status: Status = "failed" if error or not outcome else outcome["status"]
         # A trial that ends while it says that it is running was stopped by the scheduler.
-        self.books.finish(number, "stopped" if status == "running" else status, outcome)
-        if self.books.live and str(outcome.get("error", "")).startswith(OUT_OF_MEMORY):
-            # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
-            self.limit = min(self.limit, len(self.books.live))
-            self.books.failures.pop()
-        for listener in self.listeners:
-            listener.ended(number)
+        with self.fuse.held():
+            self.books.finish(number, "stopped" if status == "running" else status, outcome)
+            if self.books.live and str(outcome.get("error", "")).startswith(OUT_OF_MEMORY):
+                # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
+                self.limit = min(self.limit, len(self.books.live))
+                self.books.failures.pop()
+            for listener in self.listeners:
+                listener.ended(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study is the truth."""
@@ -132,17 +154,18 @@ class _Proposer(_Unsaved, Searcher):
 class _Stopper(_Unsaved, FIFOScheduler):
     """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
 
-    def __init__(self, books: Books, listeners: Sequence[Listener]) -> None:
+    def __init__(self, books: Books, listeners: Sequence[Listener], fuse: _Fuse) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.books, self.listeners = books, listeners
+        self.books, self.listeners, self.fuse = books, listeners, fuse
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result["status"] != "running":
-            return str(TrialScheduler.CONTINUE)
-        number = trial.config["number"]
-        stop = self.books.report(number, result["step"], result["loss"])
-        for listener in self.listeners:
-            listener.reported(number, result)
+        stop = False
+        if result["status"] == "running" and not self.fuse.error:
+            number = trial.config["number"]
+            with self.fuse.held():
+                stop = self.books.report(number, result["step"], result["loss"])
+                for listener in self.listeners:
+                    listener.reported(number, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
 

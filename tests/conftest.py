@@ -15,8 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import pytest
+
+from .postgres import Server, serving
 
 Found = TypeVar("Found")
 
@@ -68,12 +71,33 @@ def real_shard(corpora: Path, real_text: Path, tmp_path_factory: pytest.TempPath
     return path
 
 
-@pytest.fixture
-def free_port() -> int:
+def unused_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    return unused_port()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """Return a PostgreSQL server."""
+    with serving(unused_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Server) -> str:
+    """Return the name of an empty database."""
+    name = f"d{uuid4().hex[:8]}"
+    with postgres.connect() as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return name
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def run(code: str, folder: Path) -> str:
                 "Recorder",
             },
         ),
-        ("search", {"SearchSpace", "SweepConfig", "sweep"}),
+        ("search", {"SearchSpace", "Storage", "SweepConfig", "sweep"}),
         (
             "transfer",
             {"Recipe", "Plan", "Rule", "rule", "rules", "launch", "report", "hill_alpha", "decay_scales"},

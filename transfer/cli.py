@@ -24,6 +24,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from widthwise.proxies.validation import ConfigError, RunError, nearest
+from widthwise.transfer.passwords import conceal_password
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         # A terminal without Greek letters shows question marks, not an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if argv is None:
+        conceal_password()
     given = sys.argv[1:] if argv is None else argv
     sys.exit(_status(lambda: _command(given).run()))
 

@@ -22,6 +22,7 @@ from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
+from widthwise.search.names import STUDIES
 from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
@@ -149,7 +150,7 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
     """Make the folder, or raise a ConfigError where it holds something else."""
     path = out / "plan.json"
-    for name, content in (("study.db", "a sweep"), ("runs.db", "a check")):
+    for name, content in STUDIES.items():
         if (out / name).exists():
             raise ConfigError(f"out: {out} holds {content}; name another folder")
     if path.exists() and not resume:

@@ -6,6 +6,7 @@ from typing import Any
 from widthwise.proxies.files import is_locked, read_json
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
+from widthwise.search.storage import Storage
 from widthwise.transfer.reporting.formats import CheckFile
 from widthwise.transfer.reporting.reading import RunFolder, read_run
 
@@ -25,8 +26,10 @@ _UNTRAINED: dict[str, Any] = {
 }
 
 
-def standing(folder: Path) -> list[dict[str, Any]]:
+def standing(folder: Path, storage: Storage | None = None) -> list[dict[str, Any]]:
     """Return how everything in `folder` and its direct subfolders stands, as plain data.
+
+    `storage` takes the place of the URL that a folder has for a study in a database.
 
     Raises:
         ConfigError: there is nothing, or it cannot be read.
@@ -34,16 +37,18 @@ def standing(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is not a folder")
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
-    found = [{"folder": str(place), **part} for place in places if (part := _part(place)) is not None]
+    found = [
+        {"folder": str(place), **part} for place in places if (part := _part(place, storage)) is not None
+    ]
     if not found:
         raise ConfigError(f"folder: {folder} holds no sweep, check or target run")
     return found
 
 
-def _part(place: Path) -> dict[str, Any] | None:
+def _part(place: Path, storage: Storage | None) -> dict[str, Any] | None:
     if (place / "plan.json").exists():
         return _target(place, read_run(place))
-    study = study_status(place)
+    study = study_status(place, storage)
     if study is None and (place / "check.json").exists():
         study = _UNTRAINED
     if study is None:

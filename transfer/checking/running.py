@@ -14,6 +14,7 @@ from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.executing import Placement
 from widthwise.search.grid import Outcome, Run, run_all
+from widthwise.search.storage import Storage
 from widthwise.transfer.checking.alternatives import Alternative, alternatives, better_rule
 from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import Measured, measure
@@ -79,6 +80,7 @@ def check(
     options: CheckOptions | None = None,
     *,
     resume: bool = False,
+    storage: Storage | None = None,
     placement: Placement | None = None,
     show_progress: bool = True,
 ) -> CheckResult:
@@ -89,6 +91,7 @@ def check(
         out: folder for ``check.json`` and the runs' records.
         options: what is compared.
         resume: go on with the check in `out`, also with more seeds, other widths or more points.
+        storage: the database for the study, as for `sweep`.
         placement: the Ray cluster and how many runs at a time; None is a local Ray, one per core or GPU.
         show_progress: draw a progress bar on standard error.
 
@@ -99,7 +102,11 @@ def check(
     """
     study = _Study(recipe, options or CheckOptions())
     early = gate(study.horizons, study.tokens)
-    seen = {} if early and not study.options.full else study.run(out, resume, placement, show_progress)
+    seen = (
+        {}
+        if early and not study.options.full
+        else study.run(out, resume=resume, storage=storage, placement=placement, show_progress=show_progress)
+    )
     result = study.result(seen, early)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "check.json", result.as_json())
@@ -139,19 +146,15 @@ class _Study:
         recipe = self.recipe.model_copy(update={"hyperparameters": tuned.model_copy(update=moved)})
         return recipe.at(width=setting.width, tokens=self.options.tokens, rule=self.options.rule)
 
-    def run(
-        self, out: Path, resume: bool, placement: Placement | None, show_progress: bool
-    ) -> dict[Setting, Observation]:
-        """Train what the design wants, and return what came of it."""
+    def run(self, out: Path, **options: Any) -> dict[Setting, Observation]:
+        """Train what the design wants, with `run_all`'s options, and return what came of it."""
         outcomes = run_all(
             lambda outcomes: [self._run(setting) for setting in wanted(self.design, self.seen(outcomes))],
             out,
             config=self.identity(),
             data=self.options.data,
             what="check",
-            resume=resume,
-            placement=placement,
-            show_progress=show_progress,
+            **options,
         )
         return self.seen(outcomes)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
+from widthwise.search.names import GRID_STUDY
 from widthwise.transfer.commands.listing import whole_numbers
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Option, storage_of
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 
@@ -48,6 +49,10 @@ class Check:
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-check")
     """Folder for check.json and the runs' records."""
+    storage: Option[str] = None
+    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE [an SQLite file in the folder]."""
+    study_name: Option[str] = None
+    """The study's name in the database [the folder's and eight random digits]."""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     concurrency: Option[int] = None
@@ -69,7 +74,7 @@ class Check:
 
     def run(self) -> int:
         """Check, print what was found, and calibrate where asked to."""
-        with resumable(self.out / "runs.db", lambda: same_command(self.out)):
+        with resumable([self.out / name for name in GRID_STUDY], lambda: same_command(self.out)):
             result = self._checked()
         self._print(result)
         if self.calibrate:
@@ -93,7 +98,14 @@ class Check:
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
         )
-        return check(recipe, self.out, options, resume=self.resume, placement=placement)
+        return check(
+            recipe,
+            self.out,
+            options,
+            resume=self.resume,
+            storage=storage_of(self.storage, self.study_name),
+            placement=placement,
+        )
 
     @property
     def _calibrated(self) -> Path:

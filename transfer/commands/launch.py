@@ -194,7 +194,7 @@ class Launch(Target):
         return 0
 
     def _train(self, plan: "Plan", data: str) -> int:
-        with resumable(self.out / "plan.json", lambda: same_command(self.out)):
+        with resumable([self.out / "plan.json"], lambda: same_command(self.out)):
             from widthwise.transfer.launching import launch
 
             options = self._options(data=data)

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import tyro
 
 from widthwise.proxies.config import Kind
 from widthwise.proxies.validation import ConfigError
+
+if TYPE_CHECKING:
+    from widthwise.search.storage import Storage
 
 T = TypeVar("T")
 
@@ -44,3 +47,18 @@ def _override(text: str) -> tuple[str, Kind]:
     if not (sign and pattern):
         raise ConfigError(f"override: must be PATTERN=KIND, got {text!r}")
     return pattern, cast(Kind, kind)  # parameter_table looks at it
+
+
+def storage_of(url: str | None, study_name: str | None = None) -> "Storage | None":
+    """Return the database that ``--storage`` names, or None where it is not given.
+
+    Raises:
+        ConfigError: it is no database's URL, or a study is named without one.
+    """
+    if url is None:
+        if study_name is not None:
+            raise ConfigError("study_name: needs --storage")
+        return None
+    from widthwise.search.storage import Storage
+
+    return Storage.parse(url, study_name=study_name)

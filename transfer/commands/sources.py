@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from widthwise.proxies.validation import ConfigError
+from widthwise.search.names import SWEEP_STUDY
 
 if TYPE_CHECKING:
     from widthwise.transfer.recipe import Recipe
@@ -20,12 +21,13 @@ def recipe_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    recipe, swept = path / "recipe.json", (path / "study.db").exists()
+    recipe, swept = path / "recipe.json", any((path / name).exists() for name in SWEEP_STUDY)
     resume = f"go on with: widthwise sweep --resume --out {path}"
     if not recipe.exists():
         why = f"the sweep in {path} has not finished; {resume}" if swept else f"{path} holds no recipe.json"
         raise ConfigError(f"recipe: {why}")
-    if swept and _goes_on(path, recipe):
+    # A recipe can be had without the database that its study may be in, and the password for it.
+    if (path / "study.db").exists() and _goes_on(path, recipe):
         print(f"widthwise: the sweep in {path} has not finished since its recipe; {resume}", file=sys.stderr)
     return recipe
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from widthwise.transfer.commands.options import Option, storage_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
@@ -16,6 +18,8 @@ class Status:
 
     folder: Positional[Path]
     """Its folder, or one whose subfolders are such."""
+    storage: Option[str] = None
+    """The PostgreSQL database of a study there, where the folder's own URL for it does not do (a password, a move)."""
     json: bool = False
     """Print one JSON document."""
 
@@ -23,7 +27,7 @@ class Status:
         """Print what the folder says; nothing in it is changed."""
         from widthwise.transfer.standing import standing
 
-        parts = standing(self.folder)
+        parts = standing(self.folder, storage_of(self.storage))
         if self.json:
             print(json.dumps({"parts": parts}))
         else:

@@ -1,23 +1,23 @@
 """What Ctrl-C says of work that can be gone on with."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def resumable(book: Path, told: Callable[[], str]) -> Iterator[None]:
+def resumable(books: Sequence[Path], told: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C into one line and exit status 130 where there is something to resume, whenever it comes.
 
     Args:
-        book: the file without which the folder holds nothing to resume.
+        books: the files without any of which the folder holds nothing to resume.
         told: returns what is said after "stopped; ".
     """
     try:
         yield
     except KeyboardInterrupt:
-        if not book.exists():
+        if not any(book.exists() for book in books):
             raise
         print(f"widthwise: stopped; {told()}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from widthwise.search.names import SWEEP_STUDY
 from widthwise.transfer.commands.listing import words
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Option, storage_of
 from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from widthwise.search import SweepConfig, SweepResult
+    from widthwise.search.storage import Storage
     from widthwise.transfer.recipe import Recipe
 
 
@@ -64,6 +66,10 @@ class Sweep:
     """Folder for recipe.json, trials.jsonl and study.db."""
     log: Option[str] = None
     """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none [tensorboard]."""
+    storage: Option[str] = None
+    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE [an SQLite file in the folder]."""
+    study_name: Option[str] = None
+    """The study's name in the database [the folder's and eight random digits]."""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
@@ -75,7 +81,7 @@ class Sweep:
 
     def run(self) -> int:
         """Sweep, write the recipe and print what was found."""
-        with resumable(self.out / "study.db", self._kept):
+        with resumable([self.out / name for name in SWEEP_STUDY], self._kept):
             result = self._swept()
         recipe = save_recipe(result, self.out)
         if self.json:
@@ -90,12 +96,18 @@ class Sweep:
 
     def _swept(self) -> "SweepResult":
         # Mistakes in the options are told before torch is imported, which takes seconds.
-        config = self._config()
+        storage = storage_of(self.storage, self.study_name)
+        config = self._config(storage)
         config.open_data()
         from widthwise.search import sweep
 
         result = sweep(
-            config, self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
+            config,
+            self.out,
+            resume=self.resume,
+            storage=storage,
+            address=self.address,
+            show_progress=not self.quiet,
         )
         if not result.finished:
             raise KeyboardInterrupt
@@ -108,15 +120,15 @@ class Sweep:
         are = "trial is" if kept == 1 else "trials are"
         return f"{kept} {are} kept; go on with: widthwise sweep --resume --out {self.out}"
 
-    def _config(self) -> "SweepConfig":
+    def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
         from widthwise.search import SweepConfig
         from widthwise.search.folders import require_content
         from widthwise.search.stored import SWEEP, stored_config
         from widthwise.transfer.warm_start import known_points
 
-        require_content(self.out, SWEEP, resume=self.resume)
-        fields = stored_config(self.out).model_dump() if self.resume else {}
+        require_content(self.out, SWEEP, resume=self.resume, storage=storage)
+        fields = stored_config(self.out, storage).model_dump() if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
         if self.log is not None:

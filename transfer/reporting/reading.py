@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from widthwise.proxies.files import is_locked, read_json
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search import SweepConfig
+from widthwise.search.names import STUDIES, SWEEP_STUDY
 from widthwise.transfer.recipe import SCHEMA, Recipe
 from widthwise.transfer.reporting.formats import (
     AlarmLine,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckResult
 
 _CHECK_FILE = "check.json"
-_SWEEP_FILES = ("trials.jsonl", "study.db")
+_SWEEP_FILES = ("trials.jsonl", *SWEEP_STUDY)
 _RUN_FILES = ("plan.json", "metrics.jsonl", "result.json")
 
 BASELINE_RULE = "sp"
@@ -181,7 +182,7 @@ def _is_ours(place: Path) -> bool:
         schema = read_json(place / "recipe.json", "a recipe").get("schema")
     except ConfigError:
         schema = None
-    return schema == SCHEMA or _holds(place, ("study.db", "runs.db"))
+    return schema == SCHEMA or _holds(place, tuple(STUDIES))
 
 
 def _sweep(place: Path) -> SweepFolder:
