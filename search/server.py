@@ -18,7 +18,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage, _CachedStorage
 from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -226,7 +226,8 @@ def _is_passing(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, DBAPIError) and cause.connection_invalidated:
         return True
-    return isinstance(cause, Taken | OperationalError | InterfaceError)
+    # The last is what remains of a lost connection where Optuna itself tries another query over it.
+    return isinstance(cause, Taken | OperationalError | InterfaceError | PendingRollbackError)
 
 
 def _created(storage: Any, place: Storage) -> optuna.Study:

@@ -196,14 +196,15 @@ def test_restarts_of_the_server_change_nothing(
 
 
 class Cutter:
-    """A way to a port on which, once it is armed, the connection is cut at every n-th COMMIT of something.
+    """A way to a port on which, once it is armed, the connection is cut at every n-th of some statements.
 
-    By turns before the server has it, and once the server has answered, which nobody hears.
+    A COMMIT counts where there is something to commit. By turns before the server has it, and once the server has
+    answered, which nobody hears.
     """
 
-    def __init__(self, port: int, every: int) -> None:
-        self.upstream, self.every = port, every
-        self.commits, self.armed = 0, False
+    def __init__(self, port: int, statement: bytes, every: int) -> None:
+        self.upstream, self.statement, self.every = port, statement, every
+        self.seen, self.armed = 0, False
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.thread = Thread(target=self.accept)
@@ -211,7 +212,7 @@ class Cutter:
 
     @property
     def cuts(self) -> int:
-        return self.commits // self.every
+        return self.seen // self.every
 
     def accept(self) -> None:
         """Carry every connection, until the listener is closed."""
@@ -226,11 +227,11 @@ class Cutter:
             ends, wrote = {client: server, server: client}, False
             for source in chain.from_iterable(select(ends, [], [])[0] for _ in count()):
                 data = source.recv(1 << 16)
-                wrote |= source is client and (b"INSERT" in data or b"UPDATE" in data)
-                commits = source is client and self.armed and wrote and b"COMMIT" in data
-                self.commits += commits
-                wrote &= not commits
-                cut = commits and self.commits % self.every == 0
+                wrote |= b"INSERT" in data or b"UPDATE" in data or self.statement != b"COMMIT"
+                counts = source is client and self.armed and wrote and self.statement in data
+                self.seen += counts
+                wrote &= not counts
+                cut = counts and self.seen % self.every == 0
                 if not data or (cut and self.cuts % 2):
                     return
                 ends[source].sendall(data)
@@ -245,10 +246,16 @@ class Cutter:
         self.listener.close()
 
 
-def test_commits_cut_off_before_or_after_they_were_carried_out_happen_once(
-    opened: Callable[..., Ledger], postgres: Server, database: str, undisturbed: list[dict[str, Any]]
+@pytest.mark.parametrize(("statement", "every"), [(b"COMMIT", 3), (b" IN (", 11)])
+def test_what_is_cut_off_before_or_after_it_was_carried_out_happens_once(
+    opened: Callable[..., Ledger],
+    postgres: Server,
+    database: str,
+    undisturbed: list[dict[str, Any]],
+    statement: bytes,
+    every: int,
 ) -> None:
-    with closing(Cutter(postgres.port, every=3)) as way:
+    with closing(Cutter(postgres.port, statement, every)) as way:
         url = postgres.url(database).replace(str(postgres.port), str(way.port))
         ledger = opened(storage=Storage.parse(url, study_name="cut"))
         # What has not begun is refused at once.
@@ -256,7 +263,7 @@ def test_commits_cut_off_before_or_after_they_were_carried_out_happen_once(
         records = play(ledger)
         trials = ledger.study.get_trials()
         ledger.close()
-    assert way.cuts > 4
+    assert way.cuts > 2
     assert records == undisturbed
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     with server.reading(Storage.parse(postgres.url(database), study_name="cut")) as study:
