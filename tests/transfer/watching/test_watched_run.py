@@ -33,7 +33,7 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
     bands = (Recipe.load(recipe).evidence or {})["bands"]
     # The seed that the finalist was chosen on has not measured.
     assert (bands["seeds"], list(bands["kinds"])) == (2, ["matrix", "embedding", "readout"])
-    assert bands["fractions"] == [count / 8 for count in range(1, 9)]
+    assert list(bands["fractions"]) == [count / 8 for count in range(1, 9)]
 
     def launch(out: str, *more: object) -> tuple[int, str, str]:
         command = ["launch", recipe, "--width", 128, "--data", real_text, "--evaluations", 8]
