@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
@@ -22,6 +22,7 @@ from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
+from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
@@ -29,9 +30,6 @@ from widthwise.transfer.plan import Plan
 from widthwise.transfer.target_worker import train_worker
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
-
-# Times that Ray Train starts the workers again after one died.
-RETRIES = 3
 
 
 def launch(
@@ -61,7 +59,7 @@ def launch(
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
-        RunError: where the workers kept failing; the checkpoint remains.
+        RunError: a worker's own code failed, the disk is full, or workers kept dying; the last checkpoint remains.
     """
     options = options or LaunchOptions()
     out = out.resolve()
@@ -85,6 +83,7 @@ def launch(
     if own is not None and show_progress:
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
+        room_for(out),
         locked(out),
         following(
             out,
@@ -145,12 +144,6 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
     return watch
 
 
-def last_checkpoint(out: Path) -> int | None:
-    """Return the step of the latest whole checkpoint in a run's folder, or None."""
-    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
-    return max(steps, default=None)
-
-
 def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
     """Make the folder, or raise a ConfigError where it holds something else."""
     path = out / "plan.json"
@@ -202,6 +195,8 @@ def _train(
     from ray import train
     from ray.train.torch import TorchTrainer
 
+    from widthwise.transfer.restarts import Restarts
+
     scratch = out / ".ray"
     trainer = TorchTrainer(
         train_worker,
@@ -221,13 +216,18 @@ def _train(
             resources_per_worker=resources,
         ),
         run_config=train.RunConfig(
-            storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
+            storage_path=str(scratch),
+            failure_config=train.FailureConfig(max_failures=-1),
+            callbacks=[cast(Any, Restarts(out))],
         ),
     )
     try:
         trainer.fit()
     except train.TrainingFailedError as error:
-        raise RunError(f"{_cause(error)}; go on with --resume") from error
+        cause = getattr(error, "controller_failure", error)
+        if isinstance(cause, RunError):
+            raise cause from None
+        raise RunError(f"{type(cause).__name__}: {first_line(cause)}; go on with --resume") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -282,12 +282,3 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _cause(error: Exception) -> str:
-    """Return the first worker's own complaint, without Ray's traceback around it."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    told = str(cause).strip().rpartition("\n")[2]
-    ours = isinstance(cause, ConfigError | RunError) or type(cause).__module__.startswith("ray.")
-    return told if ours else f"{type(cause).__name__}: {told}"

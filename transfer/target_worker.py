@@ -5,20 +5,28 @@ from typing import Any
 
 from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
+from widthwise.transfer.failures import explained
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.run_files import Log
 from widthwise.transfer.watching.records import Watch
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train in one of Ray Train's workers; rank 0 writes the run's files."""
+    """Train in one of Ray Train's workers; whatever ends it is told as `explained` does."""
+    out = Path(config["out"])
+    with explained(out):
+        _train(config, out)
+
+
+def _train(config: dict[str, Any], out: Path) -> None:
+    """Train; rank 0 writes the run's files."""
     import torch
     from ray import train
 
     from widthwise.proxies.runs import RunSpec, device_options, run
 
     torch.set_num_threads(config["threads"])
-    context, out = train.get_context(), Path(config["out"])
+    context = train.get_context()
     rank = context.get_world_rank()
     chosen = config["options"]
     in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}

@@ -212,7 +212,7 @@ class Launch(Target):
         return 0
 
     def _failure(self, result: dict[str, Any]) -> str:
-        from widthwise.transfer.launching import last_checkpoint
+        from widthwise.transfer.failures import last_checkpoint
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
