@@ -31,6 +31,9 @@ from widthwise.transfer.target_worker import train_worker
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
 
+SECONDS_BETWEEN_RESIZES = 10.0
+"""Between Ray Train's looks whether a run that is short of workers can have more."""
+
 
 def launch(
     plan: Plan,
@@ -98,7 +101,7 @@ def launch(
         ) as ray,
         _interruptible(),
     ):
-        resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
+        resources = _resources(ray.cluster_resources(), options, local=address is None)
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
         (out / "result.json").unlink(missing_ok=True)
@@ -166,7 +169,7 @@ def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> Non
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
 
-def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> dict[str, int]:
+def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:
     """Return what each worker gets: a GPU where there are any, and the cores of a local machine.
 
     Raises:
@@ -174,9 +177,23 @@ def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> di
     """
     for name in ("GPU", "CPU"):
         there = cluster.get(name, 0)
-        if workers > there and (there or name == "CPU"):
-            raise ConfigError(f"workers: must be <= the {there:g} {name}s that Ray has, got {workers}")
-    return {"CPU": max(1, _cores() // workers) if local else 1, "GPU": int("GPU" in cluster)}
+        if options.fewest > there and (there or name == "CPU"):
+            raise ConfigError(f"workers: must be <= the {there:g} {name}s that Ray has, got {options.fewest}")
+    return {"CPU": max(1, _cores() // options.workers) if local else 1, "GPU": int("GPU" in cluster)}
+
+
+def _scaling(options: LaunchOptions, resources: dict[str, int]) -> Any:
+    """Return what Ray Train is to start: a number of workers, or between the fewest and the most."""
+    from ray import train
+
+    elastic = options.fewest < options.workers
+    config: Any = train.ScalingConfig  # whose types are those of another version of Ray Train
+    return config(
+        num_workers=(options.fewest, options.workers) if elastic else options.workers,
+        elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
+        use_gpu=bool(resources["GPU"]),
+        resources_per_worker=resources,
+    )
 
 
 def _cores() -> int:
@@ -207,14 +224,11 @@ def _train(
             "watch": None if watch is None else watch.model_dump_json(by_alias=True),
             "abort_on_alarm": options.abort_on == "alarm",
             "peak_tflops": options.peak_tflops,
+            "workers": options.workers,
             "threads": resources["CPU"],
             "outcome": {"rule": rule, "width": spec.model.width},
         },
-        scaling_config=train.ScalingConfig(
-            num_workers=options.workers,
-            use_gpu=bool(resources["GPU"]),
-            resources_per_worker=resources,
-        ),
+        scaling_config=_scaling(options, resources),
         run_config=train.RunConfig(
             storage_path=str(scratch),
             failure_config=train.FailureConfig(max_failures=-1),

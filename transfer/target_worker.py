@@ -6,6 +6,7 @@ from typing import Any
 from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
 from widthwise.transfer.failures import explained
+from widthwise.transfer.launch_options import passes
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.run_files import Log
 from widthwise.transfer.watching.records import Watch
@@ -27,14 +28,16 @@ def _train(config: dict[str, Any], out: Path) -> None:
 
     torch.set_num_threads(config["threads"])
     context = train.get_context()
-    rank = context.get_world_rank()
-    chosen = config["options"]
-    in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    chosen = dict(config["options"])
+    chosen["accumulate"] = passes(chosen["accumulate"], wanted=config["workers"], there=workers)
+    if chosen["parallel"] == "hsdp":
+        chosen |= {"parallel": "fsdp", "shards": context.get_local_world_size()}
     options = RunOptions(
         checkpoint=out / "checkpoints",
         rank=rank,
-        world_size=context.get_world_size(),
-        **(chosen | in_nodes if chosen["parallel"] == "hsdp" else chosen),
+        world_size=workers,
+        **chosen,
         **device_options(),
     )
     # Every worker watches, and one writes.

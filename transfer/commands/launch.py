@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option, overrides
+from widthwise.transfer.commands.options import Option, overrides, worker_range
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
@@ -47,8 +47,8 @@ class Launch(Target):
     'python' where that is unknown or gone."""
     out: Path = Path("widthwise-target")
     """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
-    workers: int = 1
-    """Workers; they share every batch."""
+    workers: str = "1"
+    """Workers, which share every batch; a range like 2-4 goes on without those that leave, and takes them back."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Keep the whole model on every worker (ddp), a part of it (fsdp), or parts on the workers of each node and
     replicas across nodes (hsdp)."""
@@ -133,10 +133,11 @@ class Launch(Target):
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launch_options import LaunchOptions
 
-        names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
+        names = ["seed", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
         names += ["abort_on", "evaluations", "compile", "diagnostics", "model", "transposed"]
         names += ["unwatched", "peak_tflops"]
         settings = {name: getattr(self, name) for name in names}
+        settings["min_workers"], settings["workers"] = worker_range(self.workers)
         settings |= {"overrides": overrides(self.override), "module_decay": self._module_decay()}
         return LaunchOptions.parse({**settings, **given})
 
