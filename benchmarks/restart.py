@@ -63,21 +63,31 @@ def _disturbed(command: list[Any], folder: Path) -> dict[str, Any]:
     resumed = _start(*command, "--resume")
     status = resumed.wait()
     return {
-        "worker_killed_after_step": [step for step, _ in deaths],
-        "seconds_to_the_next_evaluation": [round(seconds, 1) for _, seconds in deaths],
+        "worker_killed_after_step": [step for step, _, _ in deaths],
+        "seconds_to_the_next_evaluation": [round(seconds, 1) for _, seconds, _ in deaths],
+        "cpu_seconds_to_the_next_evaluation": [round(used, 1) for _, _, used in deaths],
         "command_killed_after_step": later,
         "status_of_the_resumed_command": status,
     }
 
 
-def _killed_worker(folder: Path, evaluations: int, running: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Kill one of the workers after so many evaluations; return the step, and the seconds to the next evaluation."""
+def _killed_worker(
+    folder: Path, evaluations: int, running: subprocess.Popen[bytes]
+) -> tuple[int, float, float]:
+    """Kill one of the workers after so many evaluations.
+
+    Returns:
+        The step, the seconds to the next evaluation, and what all processes used of the processor in them.
+    """
     step = _wait(folder, evaluations, running)
+    before = _processes(running.pid)
     os.kill(max(_workers(running.pid)), signal.SIGKILL)
     killed = time.monotonic()
     # The evaluations after the death are new lines, or old ones once more.
     _wait_for_change(folder, running)
-    return step, time.monotonic() - killed
+    seconds = time.monotonic() - killed
+    used = sum(now - before.get(pid, ("", 0.0))[1] for pid, (_, now) in _processes(running.pid).items())
+    return step, seconds, used
 
 
 def _start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -106,12 +116,18 @@ def _wait_for_change(folder: Path, running: subprocess.Popen[bytes]) -> None:
 
 def _workers(session: int) -> list[int]:
     """Return the process ids of the command's training workers."""
-    found = []
+    return [pid for pid, (name, _) in _processes(session).items() if "RayTrainWorker" in name]
+
+
+def _processes(session: int) -> dict[int, tuple[str, float]]:
+    """Return command line and seconds of the processor of everything that the command has started, by process id."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            own = int((process / "stat").read_text().rpartition(")")[2].split()[3])
-            if own == session and "RayTrainWorker" in (process / "cmdline").read_text():
-                found.append(int(process.name))
+            values = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(values[3]) == session:
+                seconds = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+                found[int(process.name)] = (process / "cmdline").read_text(), seconds
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
