@@ -203,4 +203,4 @@ def cluster(start: Callable[..., Any], free_port: int) -> Iterator[Callable[...,
         begin_node.address = address  # type: ignore[attr-defined]
         yield begin_node
         running.process.terminate()
-        running.require_gone(but="Agent")
+        running.require_gone(but="Agent", seconds=90)
