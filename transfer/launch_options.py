@@ -93,10 +93,7 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
         options.module_decay.require(tuned.decay, tuned.threshold)
     if options.abort_on == "alarm" and (options.unwatched or options.model is not None):
         raise ConfigError("abort_on: must not be 'alarm' where the run is not watched")
-    if options.fewest > options.workers:
-        raise ConfigError(f"min_workers: must be <= workers {options.workers}, got {options.fewest}")
-    if options.fewest < options.workers and options.parallel == "hsdp":
-        raise ConfigError("workers: a range needs parallel 'ddp' or 'fsdp', got 'hsdp'")
+    _require_range(options)
     sequences = plan.horizon.sequences(plan.model.context)
     if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
@@ -105,3 +102,10 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
         rule = f"must divide the {share} sequences of a worker's share of a batch"
         raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
     return sequences
+
+
+def _require_range(options: LaunchOptions) -> None:
+    if options.fewest > options.workers:
+        raise ConfigError(f"min_workers: must be <= workers {options.workers}, got {options.fewest}")
+    if options.fewest < options.workers and options.parallel == "hsdp":
+        raise ConfigError("workers: a range needs parallel 'ddp' or 'fsdp', got 'hsdp'")
