@@ -124,9 +124,8 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        for name in ("diagnostics", "coordinates"):
-            if getattr(options, name):
-                require_whole(name, options.parallel)
+        if options.coordinates:
+            require_whole("coordinates", options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
