@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -353,6 +354,12 @@ def _share(batch_size: int, options: RunOptions) -> slice:
 
 def _checkpoint(options: RunOptions) -> FileCheckpoint | ShardedCheckpoint | None:
     path, device = options.checkpoint, torch.device(options.device)
-    if path is None or options.keep is None:
-        return None if path is None else FileCheckpoint(path, rank=options.rank, device=device)
+    if path is None:
+        return None
+    if options.keep is None:
+        if not isinstance(path, Path):
+            raise ConfigError(
+                f"checkpoint: must be a file on this machine unless `keep` is given, got {path}"
+            )
+        return FileCheckpoint(path, rank=options.rank, device=device)
     return ShardedCheckpoint(path, keep=options.keep, rank=options.rank, workers=options.world_size)

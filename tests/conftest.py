@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -65,6 +67,46 @@ def real_shard(corpora: Path, real_text: Path, tmp_path_factory: pytest.TempPath
         path = tmp_path_factory.mktemp("shard") / "pairs.bin"
         path.write_bytes(struct.pack("<256i", 20240520, 1, len(text) // 2, *[0] * 253) + text)
     return path
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Start an S3 server, and return a function that makes a bucket and returns its URI.
+
+    This process and those that it starts find the server and its credentials in the environment.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    url, made = f"http://127.0.0.1:{port}", count()
+
+    def bucket() -> str:
+        name = f"bucket-{next(made)}"
+        urlopen(Request(f"{url}/{name}", method="PUT"), timeout=20).close()
+        return f"s3://{name}"
+
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+        _wait_for(port, server)
+        yield bucket
+        server.kill()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -11,16 +11,19 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.building import OwnModel
+from widthwise.proxies.checkpoint_store import last_step
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.storage import Place, place
+from widthwise.proxies.validation import ConfigError, RunError, difference
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
@@ -36,7 +39,7 @@ RETRIES = 3
 
 def launch(
     plan: Plan,
-    out: Path,
+    out: str | Place,
     options: LaunchOptions | None = None,
     *,
     resume: bool = False,
@@ -47,7 +50,8 @@ def launch(
 
     Args:
         plan: what to train; `Recipe.at` makes it.
-        out: folder for the run's files, on storage that all nodes share.
+        out: folder for the run's files that all nodes share: a path, or a URI that pyarrow or fsspec knows, such as
+            ``s3://bucket/run``.
         options: how to run.
         resume: go on from the checkpoint in `out`.
         address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
@@ -64,7 +68,8 @@ def launch(
         RunError: where the workers kept failing; the checkpoint remains.
     """
     options = options or LaunchOptions()
-    out = out.resolve()
+    out = place(out)
+    out = out.resolve() if isinstance(out, Path) else out
     fingerprint = _require_data(plan, options, require_possible(plan, options))
     own = None
     if options.model is not None:
@@ -120,7 +125,7 @@ def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> str:
     return tokens.fingerprint
 
 
-def _has_ended(out: Path, options: LaunchOptions) -> bool:
+def _has_ended(out: Place, options: LaunchOptions) -> bool:
     """Return whether there is nothing to go on with; where an alarm ended a run, another `abort_on` goes on."""
     path = out / "result.json"
     if not path.exists():
@@ -145,32 +150,47 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
     return watch
 
 
-def last_checkpoint(out: Path) -> int | None:
+def last_checkpoint(out: Place) -> int | None:
     """Return the step of the latest whole checkpoint in a run's folder, or None."""
-    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
-    return max(steps, default=None)
+    return last_step(out / "checkpoints")
 
 
-def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
+def _require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> None:
     """Make the folder, or raise a ConfigError where it holds something else."""
     path = out / "plan.json"
+    there = _present(out, "study.db", "runs.db", "plan.json", "recipe.json")
     for name, content in (("study.db", "a sweep"), ("runs.db", "a check")):
-        if (out / name).exists():
+        if name in there:
             raise ConfigError(f"out: {out} holds {content}; name another folder")
-    if path.exists() and not resume:
+    if "plan.json" in there and not resume:
         raise ConfigError(
             f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
         )
-    if resume and not path.exists():
+    if resume and "plan.json" not in there:
         raise ConfigError(f"out: {out} holds no target run to resume")
-    if not resume and (out / "recipe.json").exists():
+    if not resume and "recipe.json" in there:
         raise ConfigError(f"out: {out} holds a recipe already; name another folder")
-    if resume and read_json(path, "a plan") != json.loads(json.dumps(document)):
-        raise ConfigError(f"out: {out} holds a run with another plan, model, data or seed; see {path}")
+    if resume:
+        _require_same(read_json(path, "a plan"), json.loads(json.dumps(document)), out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
+        raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
+
+
+def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:
+    """Raise a ConfigError that names the first field in which a run differs from the one it is to go on with."""
+    if stored != document:
+        # What only the stored one has counts too.
+        where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
+        raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
+
+
+def _present(out: Place, *names: str) -> set[str]:
+    try:
+        return {name for name in names if (out / name).exists()}
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be reached ({error.strerror or error})") from None
 
 
 def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> dict[str, int]:
@@ -193,7 +213,7 @@ def _cores() -> int:
 def _train(
     spec: RunSpec,
     rule: str,
-    out: Path,
+    out: Place,
     options: LaunchOptions,
     resources: dict[str, int],
     watch: Watch | None,
@@ -202,7 +222,8 @@ def _train(
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    scratch = out / ".ray"
+    # Of this machine where there is no file system: what Ray Train keeps there is for this run alone.
+    scratch = out / ".ray" if isinstance(out, Path) else Path(tempfile.mkdtemp(prefix="ww-"))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import write_atomic
 from widthwise.proxies.outcome import Metrics
+from widthwise.proxies.storage import Place
 from widthwise.transfer.watching.alarms import Watcher, measured
 from widthwise.transfer.watching.records import Watch
 from widthwise.transfer.watching.telling import first_of_each
@@ -16,7 +16,7 @@ from widthwise.transfer.watching.telling import first_of_each
 class StepLines:
     """A file of JSON lines that belong to steps, each step's once, also after a resumption; rewritten whole."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         if path.exists():
@@ -43,7 +43,7 @@ class Log:
     """
 
     def __init__(
-        self, out: Path | None, watch: Watch | None, *, peak: float | None = None, abort: bool = False
+        self, out: Place | None, watch: Watch | None, *, peak: float | None = None, abort: bool = False
     ) -> None:
         self.peak, self.abort = peak, abort
         self.watcher = None if watch is None else Watcher(watch)

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import is_locked, read_json
+from widthwise.proxies.storage import Place, RemotePath
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
+from widthwise.transfer.at_hand import at_hand
 from widthwise.transfer.reporting.formats import CheckFile
 from widthwise.transfer.reporting.reading import RunFolder, read_run
 
@@ -25,12 +27,16 @@ _UNTRAINED: dict[str, Any] = {
 }
 
 
-def standing(folder: Path) -> list[dict[str, Any]]:
+def standing(folder: Place) -> list[dict[str, Any]]:
     """Return how everything in `folder` and its direct subfolders stands, as plain data.
+
+    Of a target run on storage without locks, whether it runs cannot be told: one without a result is *unfinished*.
 
     Raises:
         ConfigError: there is nothing, or it cannot be read.
     """
+    if not isinstance(folder, Path):
+        return _standing_remote(folder)
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is not a folder")
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
@@ -38,6 +44,17 @@ def standing(folder: Path) -> list[dict[str, Any]]:
     if not found:
         raise ConfigError(f"folder: {folder} holds no sweep, check or target run")
     return found
+
+
+def _standing_remote(folder: RemotePath) -> list[dict[str, Any]]:
+    with at_hand(folder) as copy:
+        parts = standing(copy)
+        for part in parts:
+            inner = Path(part["folder"]).relative_to(copy)
+            part["folder"] = str(folder if inner == Path() else folder / str(inner))
+            if part["state"] == "interrupted":
+                part["state"] = "unfinished"
+    return parts
 
 
 def _part(place: Path) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
 """What each of Ray Train's workers does in a target run."""
 
-from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
+from widthwise.proxies.storage import place
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.run_files import Log
 from widthwise.transfer.watching.records import Watch
@@ -18,7 +18,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from widthwise.proxies.runs import RunSpec, device_options, run
 
     torch.set_num_threads(config["threads"])
-    context, out = train.get_context(), Path(config["out"])
+    context, out = train.get_context(), place(config["out"])
     rank = context.get_world_rank()
     chosen = config["options"]
     in_nodes = {"parallel": "fsdp", "shards": context.get_local_world_size()}

@@ -25,7 +25,8 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
-from widthwise.transfer.jobs import ENTRY, Job, Submission, _working_directory, visible
+from widthwise.transfer.jobs import Job, visible
+from widthwise.transfer.submission import ENTRY, Submission, working_directory
 
 PROXY = GPTConfig(width=32, context=64)
 STEPS = 240
@@ -123,7 +124,10 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
     assert "step 8: loss " in printed
     assert "widthwise-job:" not in printed
     assert said.splitlines()[-1] == f"widthwise: {good['job']}: stopped (Ray says stopped)"
-    resumed = json.loads(_done(submit("good", "target", *model, "--resume"))[0])["job"]
+    elsewhere = start("resume", good["job"], "--address", head, "--json")  # not from the model's folder
+    again = json.loads(_done(elsewhere)[0])
+    resumed = again["job"]
+    assert again == {**good, "job": resumed}
     printed, said = _done(begin("logs", resumed, "-f"))
     assert said.splitlines()[-1] == f"widthwise: {resumed}: completed (Ray says succeeded)"
     result = json.loads((tmp_path / "target" / "result.json").read_text())
@@ -140,6 +144,9 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
         bad["job"]: "diverged",
     }
     assert jobs[0]["result"] == result
+    said = _done(begin("resume", resumed), status=2)[1]
+    ended = "must have ended before its run was completed"
+    assert said == f"widthwise: error: job: {ended}, got completed {resumed}\n"
     said = _done(begin("stop", "absent"), status=2)[1]
     assert said == f"widthwise: error: job: http://{head} has no job 'absent'\n"
 
@@ -353,7 +360,7 @@ def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
             "widthwise/transfer/cli.py", "def main(argv):\n    print('the wheel was given', argv)\n"
         )
     submission = Submission(argv=["launch"], out=str(tmp_path), files={}, wheel=wheel)
-    with _working_directory(submission) as folder:
+    with working_directory(submission) as folder:
         job = json.loads((folder / job_entry.JOB).read_text())
         (folder / job_entry.JOB).write_text(json.dumps(job | {"version": "9.9.9"}))
         done = subprocess.run(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option, overrides
+from widthwise.transfer.commands.options import Folder, Option, overrides
 from widthwise.transfer.commands.sources import source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
@@ -45,8 +45,9 @@ class Launch(Target):
     data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
-    out: Path = Path("widthwise-target")
-    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
+    out: Folder = Path("widthwise-target")
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints, shared by all nodes: a path, or a URI such
+    as s3://bucket/run."""
     workers: int = 1
     """Workers; they share every batch."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
