@@ -154,7 +154,7 @@ class Launch(Target):
         from widthwise.transfer.launch_options import require_possible
 
         require_possible(plan, self._options())
-        print(manifest(self), end="")
+        print(manifest(self, plan), end="")
         return 0
 
     def _send(self, plan: "Plan", dashboard: str) -> int:

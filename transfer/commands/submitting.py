@@ -96,7 +96,13 @@ def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     return found
 
 
-def manifest(command: "Launch") -> str:
+def _contents(sources: list[Path]) -> dict[str, str]:
+    """Return the Python files of modules, by their paths beside each other."""
+    found = [one for source in sources for one in ([source] if source.is_file() else source.rglob("*.py"))]
+    return {str(one.relative_to(Path.cwd())): one.read_text(encoding="utf-8") for one in sorted(found)}
+
+
+def manifest(command: "Launch", plan: "Plan") -> str:
     """Return what ``--print`` prints.
 
     Raises:
@@ -109,6 +115,7 @@ def manifest(command: "Launch") -> str:
     job = Job(
         argv=_on_the_spot(command, str(command.recipe) if slurm else MOUNTED_RECIPE),
         recipe=command.recipe.read_text(encoding="utf-8"),
+        files={} if slurm else _contents(_own_files(command, plan)),
         out=str(command.out),
         workers=command.workers,
         nodes=command.nodes,
