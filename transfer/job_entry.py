@@ -48,19 +48,31 @@ def _refusal(wanted: str) -> int:
 
 def _with_files(job: dict[str, Any]) -> int:
     """Keep the command's files in the run's folder, or take them from there where none came along."""
-    out = _place(job["out"])
-    kept = out / KEPT
-    if job["files"] is None and not kept.exists():
-        print(f"widthwise: error: out: {out} has no {KEPT} of the job to go on with", file=sys.stderr)
+    try:
+        out = _place(job["out"])
+        kept, begun = out / KEPT, (out / "plan.json").exists()
+        if job["files"] is None:
+            with zipfile.ZipFile(io.BytesIO(kept.read_bytes())) as archive:
+                archive.extractall()
+            importlib.invalidate_caches()
+        elif not begun or ("--resume" in job["argv"] and not kept.exists()):
+            out.mkdir(parents=True, exist_ok=True)
+            _write(kept, _packed(job["files"]))
+    except (OSError, ValueError) as error:
+        done = "has no files to go on with" if job["files"] is None else "cannot be written"
+        print(f"widthwise: error: out: {job['out']} {done} ({error})", file=sys.stderr)
         return 2
-    if job["files"] is None:
-        with zipfile.ZipFile(io.BytesIO(kept.read_bytes())) as archive:
-            archive.extractall()
-        importlib.invalidate_caches()
-    elif not (out / "plan.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(_packed(job["files"]))
     return 0
+
+
+def _write(path: Any, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    if not isinstance(path, Path):
+        path.write_bytes(content)
+        return
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
 
 
 def _place(out: str) -> Any:

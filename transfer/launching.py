@@ -6,7 +6,6 @@ resumes from the last checkpoint; where the driver dies, the same command with `
 number of workers.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -23,12 +22,13 @@ from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.storage import Place, place
-from widthwise.proxies.validation import ConfigError, RunError, difference
+from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
+from widthwise.transfer.run_folder import require_folder
 from widthwise.transfer.target_worker import train_worker
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
@@ -81,7 +81,7 @@ def launch(
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
     if own is not None:
         document["own_model"] = identity(own)
-    _require_folder(out, document, resume=resume)
+    require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
     if watch is not None and show_progress:
@@ -153,44 +153,6 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
 def last_checkpoint(out: Place) -> int | None:
     """Return the step of the latest whole checkpoint in a run's folder, or None."""
     return last_step(out / "checkpoints")
-
-
-def _require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> None:
-    """Make the folder, or raise a ConfigError where it holds something else."""
-    path = out / "plan.json"
-    there = _present(out, "study.db", "runs.db", "plan.json", "recipe.json")
-    for name, content in (("study.db", "a sweep"), ("runs.db", "a check")):
-        if name in there:
-            raise ConfigError(f"out: {out} holds {content}; name another folder")
-    if "plan.json" in there and not resume:
-        raise ConfigError(
-            f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
-        )
-    if resume and "plan.json" not in there:
-        raise ConfigError(f"out: {out} holds no target run to resume")
-    if not resume and "recipe.json" in there:
-        raise ConfigError(f"out: {out} holds a recipe already; name another folder")
-    if resume:
-        _require_same(read_json(path, "a plan"), json.loads(json.dumps(document)), out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
-
-
-def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:
-    """Raise a ConfigError that names the first field in which a run differs from the one it is to go on with."""
-    if stored != document:
-        # What only the stored one has counts too.
-        where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
-        raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
-
-
-def _present(out: Place, *names: str) -> set[str]:
-    try:
-        return {name for name in names if (out / name).exists()}
-    except OSError as error:
-        raise ConfigError(f"out: {out} cannot be reached ({error.strerror or error})") from None
 
 
 def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> dict[str, int]:

@@ -43,6 +43,11 @@ METHODS = {
 }
 # Below the matrices' smaller side, and so a power iteration, or above.
 EXACT_UP_TO = {"alpha": 60, "awd": 100, "adadecay": 60, "adadecay, l2": 100}
+SHARDINGS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"parallel": "fsdp"},
+    "hsdp": {"parallel": "fsdp", "shards": 1},
+}
 TIMED = ("seconds", "tokens_per_second")
 
 
@@ -72,9 +77,9 @@ def worker(folder: Path, rank: int) -> None:
     )
     for way in METHODS:
         recorder.EXACT_UP_TO = EXACT_UP_TO[way]
-        for parallel in ("ddp", "fsdp"):
-            found = told(way, replace(options, parallel=parallel))
-            (folder / f"{way}.{parallel}.{rank}.json").write_text(json.dumps(found))
+        for name, sharding in SHARDINGS.items():
+            found = told(way, replace(options, **sharding))
+            (folder / f"{way}.{name}.{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -91,10 +96,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.parametrize("sharding", ["fsdp", "hsdp"])
 @pytest.mark.parametrize("way", METHODS)
-def test_sharded_runs_are_measured_and_decay_as_replicated_ones(way: str, folder: Path) -> None:
+def test_sharded_runs_are_measured_and_decay_as_replicated_ones(
+    way: str, sharding: str, folder: Path
+) -> None:
     replicated, *sharded = [
-        json.loads((folder / f"{way}.{name}.json").read_text()) for name in ("ddp.0", "fsdp.0", "fsdp.1")
+        json.loads((folder / f"{way}.{name}.json").read_text())
+        for name in ("ddp.0", f"{sharding}.0", f"{sharding}.1")
     ]
     assert sharded[0] == sharded[1]
     for one, other in zip(sharded[0], replicated, strict=True):
