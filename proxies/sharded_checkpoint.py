@@ -172,7 +172,7 @@ class _Pending:
 
     def __init__(self, written: Any, then: Any) -> None:
         self._written, self._then, self._ended = written, then, Event()
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         written.add_done_callback(self._end)
 
     def wait(self) -> None:
@@ -185,7 +185,7 @@ class _Pending:
         try:
             if written.exception() is None:
                 self._then()
-        except OSError as error:
+        except Exception as error:
             self._error = error
         finally:
             self._ended.set()

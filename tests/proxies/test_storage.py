@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -44,21 +45,33 @@ def bucket(s3: Callable[[], str]) -> RemotePath:
     return found
 
 
+@pytest.fixture(params=["pyarrow", "fsspec"])
+def remote(request: pytest.FixtureRequest) -> RemotePath:
+    """Return a folder that pyarrow reaches, or fsspec."""
+    if request.param == "pyarrow":
+        found: RemotePath = request.getfixturevalue("bucket")
+        return found
+    torch.set_num_threads(1)
+    there = place(f"memory://{uuid4().hex}/run/checkpoints")
+    assert isinstance(there, RemotePath)
+    return there
+
+
 def stopped(at: int) -> Callable[[Any], bool]:
     return lambda metrics: metrics.step >= at
 
 
-def test_a_run_goes_on_from_the_last_whole_checkpoint(bucket: RemotePath) -> None:
+def test_a_run_goes_on_from_the_last_whole_checkpoint(remote: RemotePath) -> None:
     alone = learnt(run(SPEC, OPTIONS))
-    options = replace(OPTIONS, checkpoint=bucket)
+    options = replace(OPTIONS, checkpoint=remote)
     run(SPEC, options, stopped(9))
-    assert names(bucket) == ["step_000000006", "step_000000009"]
+    assert names(remote) == ["step_000000006", "step_000000009"]
     # As a worker leaves it that is killed: all of it but what is written last.
-    (bucket / "step_000000009" / "progress.pt").unlink()
+    (remote / "step_000000009" / "progress.pt").unlink()
     resumed: list[int] = []
     assert learnt(run(SPEC, options, lambda metrics: resumed.append(metrics.step))) == alone
     assert resumed == [9, 12]
-    assert names(bucket) == ["step_000000009", "step_000000012"]
+    assert names(remote) == ["step_000000009", "step_000000012"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(bucket: RemotePath, caplog: pytest.LogCaptureFixture) -> None:
