@@ -1,4 +1,4 @@
-"""Time AdamHC on a CUDA device beside torch's fused AdamW, all in turn, and print Markdown.
+"""Time AdamHC and SGDC on a CUDA device beside torch's fused AdamW and SGD, all in turn, and print Markdown.
 
     python benchmarks/gpu.py                 # 1 billion parameters, and a proxy of 1 million in 50 tensors
     python benchmarks/gpu.py --steps 5       # only these steps, on a small case, for a checker or a profiler
@@ -10,23 +10,34 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from widthwise.kernels import AdamHC
+from widthwise.kernels import SGDC, AdamHC
 from widthwise.kernels.cuda.compiler import nvrtc
 from widthwise.kernels.cuda.report import report
 
-BYTES = 28  # an AdamW step reads θ, g, m and v and writes θ, m and v, in float32
-BASELINE, CLIPPED = "torch AdamW fused", "torch AdamW fused, clip_grad_norm_"
-COMMON: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+NARROW = torch.bfloat16
+BASELINE, CLIPPED, PLAIN = "torch AdamW fused", "torch AdamW fused, clip_grad_norm_", "torch SGD fused"
+ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+MOMENTUM: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1}
 NO_LIMIT = 1e30  # a norm that clips nothing takes the same time
 
 Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A step, the bytes per parameter that it must read and write, and whom it is compared with."""
+
+    step: Step
+    bytes: int
+    rival: str = BASELINE
 
 
 def transformer(width: int, depth: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -42,27 +53,49 @@ WORKLOADS = {
 }
 
 
-def steps(shapes: list[tuple[int, ...]], device: torch.device) -> dict[str, Step]:
-    """Build the contenders' steps; gradients are shared, all else is its own."""
+def contenders(
+    shapes: list[tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> dict[str, Contender]:
+    """Build those of a dtype of parameters; gradients are shared, all else is their own."""
     generator = torch.Generator(device).manual_seed(0)
-    grads = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]
 
     def params() -> list[Tensor]:
-        own = [torch.full(shape, 0.02, device=device, requires_grad=True) for shape in shapes]
+        own = [torch.full(shape, 0.02, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
         for param, grad in zip(own, grads, strict=True):
             param.grad = grad
         return own
 
-    def ours(**options: Any) -> Step:
-        return AdamHC(params(), **COMMON, **options, backend="cuda").step
+    def adam(**options: Any) -> Step:
+        return AdamHC(params(), **{**ADAM, "corrected": True, **options}, backend="cuda").step
 
-    return {
-        BASELINE: AdamW(params(), **COMMON, fused=True).step,
-        CLIPPED: _clipped(AdamW(clipped := params(), **COMMON, fused=True), clipped),
-        "AdamHC l2": ours(decay="l2"),
-        "AdamHC huber corrected": ours(corrected=True),
-        "AdamHC huber-prox corrected": ours(decay="huber-prox", corrected=True),
-        "AdamHC huber corrected, clip_norm": ours(corrected=True, clip_norm=NO_LIMIT),
+    def sgd(**options: Any) -> Step:
+        return SGDC(params(), **MOMENTUM, decay="huber", **options, backend="cuda").step
+
+    baselines = {
+        BASELINE: Contender(AdamW(params(), **ADAM, fused=True).step, 7 * dtype.itemsize),
+        PLAIN: Contender(SGD(params(), **MOMENTUM, fused=True).step, 5 * dtype.itemsize, PLAIN),
+    }
+    if dtype is NARROW:
+        bare: dict[str, Any] = {"master_weights": False}
+        return baselines | {
+            "AdamHC huber corrected": Contender(adam(), 28),
+            "AdamHC, bfloat16 moments": Contender(adam(state_dtype=NARROW), 20),
+            "AdamHC, no master": Contender(adam(**bare), 22),
+            "AdamHC, no master, bfloat16 moments": Contender(adam(**bare, state_dtype=NARROW), 14),
+            "SGDC huber corrected": Contender(sgd(), 20, PLAIN),
+            "SGDC, no master, bfloat16 momentum": Contender(sgd(**bare, state_dtype=NARROW), 10, PLAIN),
+        }
+    clipped = _clipped(AdamW(own := params(), **ADAM, fused=True), own)
+    return baselines | {
+        CLIPPED: Contender(clipped, 40, CLIPPED),
+        "AdamHC l2": Contender(adam(decay="l2", corrected=False), 28),
+        "AdamHC huber corrected": Contender(adam(), 28),
+        "AdamHC huber-prox corrected": Contender(adam(decay="huber-prox"), 28),
+        "AdamHC huber corrected, clip_norm": Contender(adam(clip_norm=NO_LIMIT), 32, CLIPPED),
+        "AdamHC, bfloat16 moments": Contender(adam(state_dtype=NARROW), 20),
+        "SGDC huber corrected": Contender(sgd(), 20, PLAIN),
+        "SGDC, bfloat16 momentum": Contender(sgd(state_dtype=NARROW), 16, PLAIN),
     }
 
 
@@ -74,13 +107,13 @@ def _clipped(optimizer: Optimizer, params: list[Tensor]) -> Step:
     return step
 
 
-def measure(contenders: dict[str, Step], rounds: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+def measure(steps: dict[str, Step], rounds: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Return, by contender and turn: `device` and `wall` milliseconds a step, and `host` microseconds of its call."""
     times: dict[str, dict[str, list[float]]] = {
-        name: {"device": [], "wall": [], "host": []} for name in contenders
+        name: {"device": [], "wall": [], "host": []} for name in steps
     }
     for turn in range(rounds + 2):
-        for name, step in contenders.items():
+        for name, step in steps.items():
             taken = _time(step, repeats)
             if turn >= 2:  # the first steps make the state and warm up
                 for what, value in taken.items():
@@ -122,25 +155,30 @@ def copy_rate(device: torch.device) -> float:
     return 2 * source.nbytes / statistics.median(milliseconds) / 1e6
 
 
-def table(name: str, device: torch.device, rounds: int, repeats: int) -> list[str]:
+def table(name: str, dtype: torch.dtype, device: torch.device, rounds: int, repeats: int) -> list[str]:
     """Return the Markdown of one workload: medians, and ratios to torch's within a turn."""
     shapes = WORKLOADS[name]
     count = sum(torch.Size(shape).numel() for shape in shapes)
-    contenders = steps(shapes, device)
-    times = measure(contenders, rounds, repeats)
-    lines = [f"## {name}: {count / 1e6:.2f} M parameters in {len(shapes)} tensors", ""]
-    lines += ["| optimizer | device ms | GB/s of 28 B | wall ms | host µs | launches | torch ÷ it (wall) |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    present = contenders(shapes, device, dtype)
+    times = measure({own: contender.step for own, contender in present.items()}, rounds, repeats)
+    lines = [f"## {name}: {count / 1e6:.2f} M {dtype} parameters in {len(shapes)} tensors", ""]
+    lines += ["| optimizer | B/param | device ms | GB/s | wall ms | host µs | launches | torch ÷ it (wall) |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     for own, taken in times.items():
+        contender = present[own]
         device_ms, wall, host = (statistics.median(taken[what]) for what in ("device", "wall", "host"))
-        rival = CLIPPED if "clip" in own else BASELINE
-        ratio = statistics.median(a / b for a, b in zip(times[rival]["wall"], taken["wall"], strict=True))
-        rate = BYTES * count / device_ms / 1e6
-        cells = (f"{device_ms:.4f}", f"{rate:.0f}", f"{wall:.4f}", f"{host:.0f}", launches(contenders[own]))
-        lines.append("| " + " | ".join(map(str, (own, *cells, f"{ratio:.2f}"))) + " |")
-    huber, l2 = (times[f"AdamHC {decay}"]["device"] for decay in ("huber corrected", "l2"))
-    cost = statistics.median(a / b for a, b in zip(huber, l2, strict=True))
-    return [*lines, "", f"AdamHC(huber) ÷ AdamHC(l2), on the device: {cost:.3f}", ""]
+        pairs = zip(times[contender.rival]["wall"], taken["wall"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        rate = contender.bytes * count / device_ms / 1e6
+        cells = (contender.bytes, f"{device_ms:.4f}", f"{rate:.0f}", f"{wall:.4f}", f"{host:.0f}")
+        lines.append(
+            "| " + " | ".join(map(str, (own, *cells, launches(contender.step), f"{ratio:.2f}"))) + " |"
+        )
+    if "AdamHC l2" in times:
+        huber, l2 = (times[f"AdamHC {decay}"]["device"] for decay in ("huber corrected", "l2"))
+        cost = statistics.median(a / b for a, b in zip(huber, l2, strict=True))
+        lines += ["", f"AdamHC(huber) ÷ AdamHC(l2), on the device: {cost:.3f}"]
+    return [*lines, ""]
 
 
 def kernels(device: torch.device) -> list[str]:
@@ -162,7 +200,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, help="do this many steps of AdamHC on a small case, and print nothing"
+        "--steps", type=int, help="do this many steps of each on a small case, and print nothing"
     )
     parser.add_argument(
         "--workload", choices=list(WORKLOADS), help="only this one (with --steps: instead of small)"
@@ -170,10 +208,11 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda", 0)
     if arguments.steps:
-        contenders = steps(WORKLOADS[arguments.workload or "small"], device)
-        for name in ("AdamHC l2", "AdamHC huber corrected, clip_norm", "AdamHC huber-prox corrected"):
-            for _ in range(arguments.steps):
-                contenders[name]()
+        for dtype in (torch.float32, NARROW):
+            present = contenders(WORKLOADS[arguments.workload or "small"], device, dtype)
+            for name in present.keys() - {BASELINE, CLIPPED, PLAIN}:
+                for _ in range(arguments.steps):
+                    present[name].step()
         torch.cuda.synchronize()
         return
     about = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
@@ -181,8 +220,9 @@ def main() -> None:
     torch.cuda.empty_cache()
     for name, rounds, repeats in (("1 billion", 15, 3), ("proxy", 40, 50)):
         if arguments.workload in (None, name):
-            print("\n".join(table(name, device, rounds, repeats)))
-            torch.cuda.empty_cache()
+            for dtype in (torch.float32, NARROW):
+                print("\n".join(table(name, dtype, device, rounds, repeats)))
+                torch.cuda.empty_cache()
     print("\n".join(kernels(device)))
 
 

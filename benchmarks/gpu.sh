@@ -3,7 +3,7 @@
 #
 # Runs the gpu tests (graph replay beside eager steps, repeatability, offsets beyond 2^31), compute-sanitizer's
 # memcheck and racecheck on a small case, ncu's memory throughput, and the benchmark's tables, and writes them to
-# FOLDER as Markdown and logs. Needs torch, numpy, pytest and pytest-timeout; nothing is installed. PYTHON names another interpreter.
+# FOLDER as Markdown and logs. Needs torch, numpy, pydantic, pytest and pytest-timeout; nothing is installed. PYTHON names another interpreter.
 # Ends with 1 if a test or a check fails; a tool that is not there is noted and passed over.
 set -u
 if [ $# -ne 1 ]; then
@@ -62,6 +62,13 @@ if "$PYTHON" benchmarks/gpu.py >"$OUT/benchmark.log" 2>&1; then
     note "$(cat "$OUT/benchmark.log")"
 else
     note "The benchmark FAILED (see benchmark.log)"
+    failed=1
+fi
+if "$PYTHON" benchmarks/packing.py >"$OUT/packing.log" 2>&1; then
+    note ""
+    note "$(cat "$OUT/packing.log")"
+else
+    note "Sharing the GPU FAILED, or needs pydantic (see packing.log)"
     failed=1
 fi
 exit $failed

@@ -1,4 +1,4 @@
-"""Kill a target run twice, a worker and later the command itself, and compare its curve with an undisturbed run's.
+"""Kill a target run's workers three times and then the command itself; compare its curve with an undisturbed run's.
 
     python benchmarks/restart.py TEXT OUT
 
@@ -21,7 +21,7 @@ from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.transfer import Recipe
 
-STEPS, EVALUATIONS = 240, 60
+STEPS, EVALUATIONS, DEATHS = 240, 60, 3
 SHARDED = ("--workers", "2", "--parallel", "fsdp", "--accumulate", "2")
 
 
@@ -52,26 +52,42 @@ def main(text: str, out: str) -> None:
 
 
 def _disturbed(command: list[Any], folder: Path) -> dict[str, Any]:
-    """Kill a worker after a third of the evaluations, the command after two thirds; say what that cost."""
+    """Kill a worker, again and again, and the command, evenly spaced; say what that cost."""
     running = _start(*command)
-    at = _wait(folder, EVALUATIONS // 3, running)
-    os.kill(max(_workers(running.pid)), signal.SIGKILL)
-    killed = time.monotonic()
-    # The evaluations after the death are new lines, or old ones once more.
-    _wait_for_change(folder, running)
-    seconds = time.monotonic() - killed
-    later = _wait(folder, 2 * EVALUATIONS // 3, running)
+    interval = EVALUATIONS // (DEATHS + 2)
+    deaths = [_killed_worker(folder, (death + 1) * interval, running) for death in range(DEATHS)]
+    later = _wait(folder, (DEATHS + 1) * interval, running)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     # The rest of the cluster is in sessions of its own, and leaves when it notices.
     resumed = _start(*command, "--resume")
     status = resumed.wait()
     return {
-        "worker_killed_after_step": at,
-        "seconds_to_the_next_evaluation": round(seconds, 1),
+        "worker_killed_after_step": [step for step, _, _ in deaths],
+        "seconds_to_the_next_evaluation": [round(seconds, 1) for _, seconds, _ in deaths],
+        "cpu_seconds_to_the_next_evaluation": [round(used, 1) for _, _, used in deaths],
         "command_killed_after_step": later,
         "status_of_the_resumed_command": status,
     }
+
+
+def _killed_worker(
+    folder: Path, evaluations: int, running: subprocess.Popen[bytes]
+) -> tuple[int, float, float]:
+    """Kill one of the workers after so many evaluations.
+
+    Returns:
+        The step, the seconds to the next evaluation, and what all processes used of the processor in them.
+    """
+    step = _wait(folder, evaluations, running)
+    before = _processes(running.pid)
+    os.kill(max(_workers(running.pid)), signal.SIGKILL)
+    killed = time.monotonic()
+    # The evaluations after the death are new lines, or old ones once more.
+    _wait_for_change(folder, running)
+    seconds = time.monotonic() - killed
+    used = sum(now - before.get(pid, ("", 0.0))[1] for pid, (_, now) in _processes(running.pid).items())
+    return step, seconds, used
 
 
 def _start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -100,12 +116,18 @@ def _wait_for_change(folder: Path, running: subprocess.Popen[bytes]) -> None:
 
 def _workers(session: int) -> list[int]:
     """Return the process ids of the command's training workers."""
-    found = []
+    return [pid for pid, (name, _) in _processes(session).items() if "RayTrainWorker" in name]
+
+
+def _processes(session: int) -> dict[int, tuple[str, float]]:
+    """Return command line and seconds of the processor of everything that the command has started, by process id."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            own = int((process / "stat").read_text().rpartition(")")[2].split()[3])
-            if own == session and "RayTrainWorker" in (process / "cmdline").read_text():
-                found.append(int(process.name))
+            values = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(values[3]) == session:
+                seconds = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+                found[int(process.name)] = (process / "cmdline").read_text(), seconds
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -115,9 +137,10 @@ def _draw(figures: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for (name, curve), style in zip(figures["curves"].items(), ("-", "--"), strict=True):
         axes.plot(*zip(*curve, strict=True), style, label=name)
-    for who in ("worker", "command"):
-        axes.axvline(figures[f"{who}_killed_after_step"], color="grey", linewidth=0.8)
-        axes.annotate(f"{who} killed", (figures[f"{who}_killed_after_step"], axes.get_ylim()[1] * 0.95))
+    killed = [("worker", step) for step in figures["worker_killed_after_step"]]
+    for who, step in [*killed, ("command", figures["command_killed_after_step"])]:
+        axes.axvline(step, color="grey", linewidth=0.8)
+        axes.annotate(f"{who} killed", (step, axes.get_ylim()[1] * 0.95))
     axes.set(xlabel="step", ylabel="validation loss, nats per token")
     axes.legend()
     figure.tight_layout()

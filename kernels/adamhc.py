@@ -1,18 +1,15 @@
 """AdamHC: Adam with a decoupled Huber decay and the AdamC correction, in one pass over memory where it can be."""
 
 from collections.abc import Iterable
-from itertools import compress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from widthwise.kernels import backends, cuda, plan, reference, validation
-from widthwise.kernels.base import DecayOptimizer, Work
+from widthwise.kernels import records, reference, validation
+from widthwise.kernels.base import DecayOptimizer
 from widthwise.kernels.precision import Precision
 from widthwise.kernels.reference import Batch, Decay
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamHC(DecayOptimizer):
@@ -60,8 +57,8 @@ class AdamHC(DecayOptimizer):
         rounding_seed: of the stochastic rounding. The same in every process that holds a replica.
         backend: "auto", "cuda", "cpu" or "reference". The first two are compiled at their first use on a
             machine; "auto" is "cuda" or "cpu" where all parameters are there and that succeeds, else the
-            reference. They take contiguous float32 parameters, "cpu" bfloat16 ones and moments too; any other
-            is always updated by the reference.
+            reference. They take contiguous float32 and bfloat16 parameters; any other is always updated by the
+            reference.
 
     Attributes:
         backend: the back end in use, "cuda", "cpu" or "reference".
@@ -72,6 +69,8 @@ class AdamHC(DecayOptimizer):
         ValueError: if an argument is outside its range, or a parameter is float16, complex, sharded bfloat16 or
             not summed yet (a DTensor with `Partial` placements), or `backend` cannot be had.
     """
+
+    _rule = records.ADAM
 
     def __init__(
         self,
@@ -118,32 +117,5 @@ class AdamHC(DecayOptimizer):
         validation.check_adam({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return MOMENTS
-
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         reference.update(batch, group["betas"], group["eps"])
-
-    def _divide(self) -> tuple[plan.Plan | None, Work]:
-        """Return the plan for parameters that fit the fast back end, and what is left to the reference."""
-        if self._plan is not None:
-            if self._plan.holds(self.param_groups, self.state):
-                return self._plan, []
-            self._means.trust(self._plan.untouched())
-            self._plan = None
-        if self.backend == "cuda":
-            cuda.check_not_capturing()
-        _, work = super()._divide()
-        fast = backends.FAST.get(self.backend)
-        if fast is None:
-            return None, work
-        fitting, rest = [], []
-        for group, params in work:
-            fits = [fast.fits(param, self.precision) for param in params]
-            taken = list(compress(params, fits))
-            states = self._prepared(group, taken, fast.abs_means)
-            fitting.append(plan.Work(group=group, params=taken, states=states))
-            rest.append((group, [param for param, fit in zip(params, fits, strict=True) if not fit]))
-        complete = not any(params for _, params in rest)
-        self._plan = fast.Plan(self.param_groups, self.state, fitting, self.precision, complete=complete)
-        return self._plan, rest

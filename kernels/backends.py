@@ -1,4 +1,4 @@
-"""The back ends that do AdamHC's update, and the choice among them.
+"""The back ends that do AdamHC's and SGDC's update, and the choice among them.
 
 `reference` takes every parameter. `cpu` and `cuda` take those that they say `fits`, and leave the rest to the
 reference.
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from widthwise.kernels import cpu, cuda
 from widthwise.kernels.library import Library
-from widthwise.kernels.precision import Precision
 
 NAMES = ("auto", "cuda", "cpu", "reference")
 
@@ -26,7 +25,7 @@ class Backend(Protocol):
 
     Plan: Any  # a `plan.Plan`
 
-    def fits(self, param: Tensor, precision: Precision, /) -> bool:
+    def fits(self, param: Tensor, /) -> bool:
         """Tell whether it takes the parameter."""
         ...
 

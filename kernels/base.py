@@ -4,18 +4,19 @@ It keeps state, groups, means and precision; `widthwise.kernels.reference` has t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, overload
+from itertools import chain, compress
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from widthwise.kernels import backends, cuda, reference, sharding, validation
+from widthwise.kernels import backends, cuda, gradients, hooks, plan, reference, sharding, validation
 from widthwise.kernels.means import WeightMeans
 from widthwise.kernels.plan import Plan
 from widthwise.kernels.precision import Precision, State, round_stochastically_, weights_of, widened
+from widthwise.kernels.records import Rule
 from widthwise.kernels.reference import Batch
 from widthwise.kernels.sharding import Shards
 
@@ -27,12 +28,13 @@ Work = list[
 class DecayOptimizer(Optimizer):
     """An optimizer that pulls weights towards zero beside its descent; not for direct use.
 
-    A subclass says which moments it keeps and how it updates, and may plan a faster way to do so.
+    A subclass says by which rule it descends, and how the reference does that.
     """
 
     # GradScaler then sets grad_scale and found_inf, and unscales nothing itself.
     _step_supports_amp_scaling = True
 
+    _rule: ClassVar[Rule]
     backend: str
     grad_norm: Tensor | None
     _means: WeightMeans
@@ -55,10 +57,6 @@ class DecayOptimizer(Optimizer):
         self._begin_books()
         super().__init__(params, options)
         self.backend = backends.resolve(backend, self._params())
-
-    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names of the moments that the group's parameters have in their state."""
-        raise NotImplementedError
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         """Update a batch of this group by the reference."""
@@ -113,6 +111,8 @@ class DecayOptimizer(Optimizer):
             self._shards.settle()
         self._means, self._plan, self._shards = WeightMeans(), None, None
 
+    profile_hook_step = staticmethod(hooks.watched)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -138,13 +138,13 @@ class DecayOptimizer(Optimizer):
         if shards is not None:
             self.grad_norm = shards.step(self.clip_norm)
             return loss
-        plan, rest = self._divide()
-        grads = [] if plan is None else plan.gradients()
-        factor = self._gradient_factor(plan, grads, rest)
-        if plan is not None:
-            plan.run(grads, factor, getattr(self, "found_inf", None))
+        fast, rest = self._divide()
+        grads = [] if fast is None else fast.gradients()
+        factor = self._gradient_factor(fast, grads, rest)
+        if fast is not None:
+            fast.run(grads, factor, getattr(self, "found_inf", None))
         for group, params in rest:
-            for alike in _alike(params):
+            for alike in gradients.alike(params):
                 self._step_alike(group, alike, factor)
         return loss
 
@@ -214,13 +214,35 @@ class DecayOptimizer(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
             return False
-        fits = (cuda.fits(param, self.precision) for param in self._params())
+        fits = (cuda.fits(param) for param in self._params())
         on_device = isinstance(self._plan, cuda.Plan) and all(fits)
         return not on_device and (shards.greatest(found_inf) if shards else found_inf).item() != 0
 
     def _divide(self) -> tuple[Plan | None, Work]:
-        """Return a plan for the parameters that a fast back end takes, and what is left to the reference."""
-        return None, [(group, _with_gradient(group["params"])) for group in self.param_groups]
+        """Return the plan for parameters that fit the fast back end, and what is left to the reference."""
+        if self._plan is not None:
+            if self._plan.holds(self.param_groups, self.state):
+                return self._plan, []
+            self._means.trust(self._plan.untouched())
+            self._plan = None
+        if self.backend == "cuda":
+            cuda.check_not_capturing()
+        work = [(group, gradients.with_gradient(group["params"])) for group in self.param_groups]
+        fast = backends.FAST.get(self.backend)
+        if fast is None:
+            return None, work
+        fitting, rest = [], []
+        for group, params in work:
+            fits = list(map(fast.fits, params))
+            taken = list(compress(params, fits))
+            states = self._prepared(group, taken, fast.abs_means)
+            fitting.append(plan.Work(group=group, params=taken, states=states))
+            rest.append((group, [param for param, fit in zip(params, fits, strict=True) if not fit]))
+        complete = not any(params for _, params in rest)
+        self._plan = fast.Plan(
+            self.param_groups, self.state, fitting, self._rule, self.precision, complete=complete
+        )
+        return self._plan, rest
 
     def _prepared(self, group: dict[str, Any], params: list[Tensor], measure: Any) -> list[State]:
         """Return the parameters' states, with all that a step needs; `decay_scale` may be there before."""
@@ -228,9 +250,9 @@ class DecayOptimizer(Optimizer):
         for param, state in zip(params, states, strict=True):
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-            self.precision.settle(param, state, self._moments(group))
+            self.precision.settle(param, state, self._rule.moments(group))
         if group["decay"] in validation.HUBER:
-            for alike in _alike(params):
+            for alike in gradients.alike(params):
                 self._means.refresh(group, alike, [self.state[param] for param in alike], measure)
         return states
 
@@ -259,10 +281,10 @@ class DecayOptimizer(Optimizer):
         lr = float(group["lr"])
         peak = float(group["max_lr"]) if group["corrected"] else None
         scales = [state.get("decay_scale", 1.0) for state in states]
-        names = self._moments(group)
+        names = self._rule.moments(group)
         return Batch(
             params=[widened(weights_of(param, state)) for param, state in zip(params, states, strict=True)],
-            grads=_gradients(params, factor),
+            grads=gradients.scaled(params, factor),
             moments=[tuple(widened(state[name]) for name in names) for state in states],
             steps=[int(state["step"].item()) + 1 for state in states],
             lr=lr,
@@ -273,7 +295,7 @@ class DecayOptimizer(Optimizer):
 
     def _keep(self, group: dict[str, Any], params: list[Tensor], states: list[State], batch: Batch) -> None:
         """Round what is kept in bfloat16 from what `batch` has in float32."""
-        names = self._moments(group)
+        names = self._rule.moments(group)
         ordinals = {param: ordinal for ordinal, param in enumerate(self._params())}
         updated = zip(params, states, batch.params, batch.moments, batch.steps, strict=True)
         for param, state, weights, moments, step in updated:
@@ -286,37 +308,15 @@ class DecayOptimizer(Optimizer):
                 if moment is not state[name]:
                     round_stochastically_(state[name], moment, stream, step, what)
 
-    def _gradient_factor(self, plan: Plan | None, grads: list[Tensor], rest: Work) -> Tensor | None:
+    def _gradient_factor(self, fast: Plan | None, grads: list[Tensor], rest: Work) -> Tensor | None:
         """Return what unscales and clips the gradients, as a factor, and set `grad_norm`."""
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         factor = None if grad_scale is None else grad_scale.double().reciprocal().float()
         if self.clip_norm is None:
             return factor
-        norms = [] if plan is None else [plan.grad_norm(grads)]
+        norms = [] if fast is None else [fast.grad_norm(grads)]
         left = [param.grad for _, params in rest for param in params if param.grad is not None]
         norm = reference.total_norm([*norms, *left]) if left or not norms else norms[0]
         self.grad_norm = norm if factor is None else norm * factor.to(norm.device)
         clip = reference.clip_factor(self.grad_norm, self.clip_norm)
         return clip if factor is None else clip * factor.to(clip.device)
-
-
-def _with_gradient(params: Iterable[Tensor]) -> list[Tensor]:
-    """Pass over parameters without gradient or elements, and check the gradients of the rest."""
-    present = [param for param in params if param.grad is not None and param.numel() > 0]
-    for param in present:
-        validation.check_gradient(param)
-    return present
-
-
-def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Gather parameters by device and dtype."""
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        alike.setdefault((param.device, param.dtype), []).append(param)
-    return list(alike.values())
-
-
-def _gradients(params: list[Tensor], factor: Tensor | None) -> list[Tensor]:
-    """Return the gradients in the working dtype, multiplied by `factor`; `param.grad` stays as it is."""
-    grads = [widened(param.grad.to(param.dtype)) for param in params if param.grad is not None]
-    return grads if factor is None else list(torch._foreach_mul(grads, factor.to(grads[0].device)))

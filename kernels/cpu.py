@@ -12,7 +12,6 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,10 +20,8 @@ from torch import Tensor, nn
 from widthwise.kernels import library, plan
 from widthwise.kernels.library import Library
 from widthwise.kernels.plan import Work
-from widthwise.kernels.precision import DEFAULT, NARROW, Precision, State, weights_of
-
-# `Precise` of csrc/cpu.cpp, which begins with a Record.
-PRECISE = struct.Struct(f"={plan.RECORD.size}s2Qq")
+from widthwise.kernels.precision import NARROW, Precision, State
+from widthwise.kernels.records import Rule
 
 
 @cache
@@ -36,7 +33,7 @@ def library_or_reason() -> Library | str:
         return str(error)
 
 
-def fits(param: Tensor, precision: Precision = DEFAULT) -> bool:
+def fits(param: Tensor) -> bool:
     """Tell whether this back end takes the parameter."""
     plain = type(param) is nn.Parameter or type(param) is Tensor
     return plain and param.is_cpu and param.dtype in (torch.float32, NARROW) and param.is_contiguous()
@@ -68,18 +65,13 @@ class Plan(plan.Plan):
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, State],
         work: list[Work],
-        precision: Precision = DEFAULT,
+        rule: Rule,
+        precision: Precision,
         *,
         complete: bool,
     ) -> None:
-        super().__init__(groups, state, work, precision, complete=complete)
-        ordinals = enumerate(chain.from_iterable(group["params"] for group in groups))
-        streams = {param: precision.stream(ordinal) for ordinal, param in ordinals}
-        self._records = b"".join(
-            _record(index, item.group, param, own, streams[param])
-            for index, item in enumerate(self._work)
-            for param, own in zip(item.params, item.states, strict=True)
-        )
+        super().__init__(groups, state, work, rule, precision, complete=complete)
+        self._packed = b"".join(self._records())
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
         """Return ‖g‖₂ over these gradients, a 0-dim float32 tensor; reads them once, and writes nothing."""
@@ -88,20 +80,11 @@ class Plan(plan.Plan):
 
     def run(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None = None) -> None:
         """Do one step in place; `found_inf` is 0, because the host has looked."""
-        options = b"".join([plan.pack_options(item.group, item.group["lr"]) for item in self._work])
+        options = b"".join([self._rule.pack_options(item.group, item.group["lr"]) for item in self._work])
         pointers = struct.pack(f"={len(grads)}Q", *map(Tensor.data_ptr, grads))
         grad_factor, threads = 1.0 if factor is None else factor.item(), torch.get_num_threads()
-        _function("adamhc_step")(options, self._records, pointers, len(grads), grad_factor, threads)
+        _function("adamhc_step")(options, self._packed, pointers, len(grads), grad_factor, threads)
         self._count_step()
-
-
-def _record(index: int, group: dict[str, Any], param: Tensor, state: State, stream: int) -> bytes:
-    weights = weights_of(param, state)
-    pointers = [0 if weights.dtype is NARROW else weights.data_ptr()]
-    pointers += [state[name].data_ptr() for name in plan.names(group)]
-    record = plan.pack_record(pointers, state.get("decay_scale", 1.0), param.numel(), index)
-    narrow = param.data_ptr() if param.dtype is NARROW else 0
-    return PRECISE.pack(record, narrow, stream, state[plan.MOMENTS[0]].dtype is NARROW)
 
 
 _ARRAYS, _COUNT, _THREADS = [ctypes.c_char_p] * 3, ctypes.c_int64, ctypes.c_int

@@ -1,10 +1,6 @@
-"""A plan: what a fast back end keeps from one step to the next. Here are its books; a back end adds the step.
+"""A plan: what a fast back end keeps from one step to the next. Here are its books; a back end adds the step."""
 
-The structs are those of `csrc/adamhc.h`, which the back ends share.
-"""
-
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter, is_, is_not
@@ -14,23 +10,15 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels import validation
-from widthwise.kernels.precision import DEFAULT, Precision, State
-
-OPTIONS = struct.Struct("=8d3q")
-POINTERS = 7
-RECORD = struct.Struct(f"={POINTERS}Qd2q")
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-_ADAM = (*MOMENTS, "step")
-_HUBER = (*_ADAM, "abs_mean", "nonfinite")
-_AVERAGED = (*_HUBER, "threshold_ema")
+from widthwise.kernels.precision import Precision, State
+from widthwise.kernels.records import Group, Names, Rule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """Parameters of one group that fit, with their states, which have all that the group's options need."""
 
-    group: dict[str, Any]
+    group: Group
     params: list[Tensor]
     states: list[State]
 
@@ -50,28 +38,34 @@ class Plan:
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, State],
         work: list[Work],
-        precision: Precision = DEFAULT,
+        rule: Rule,
+        precision: Precision,
         *,
         complete: bool,
     ) -> None:
-        self._groups, self._state, self._complete = groups, state, complete
+        self._groups, self._state, self._rule, self._complete = groups, state, rule, complete
         self._work = [item for item in work if item.params]
         self._params = [param for item in self._work for param in item.params]
         self._huber = [item.group["decay"] in validation.HUBER for item in self._work for _ in item.params]
         self._idle = [param for group in groups for param in group["params"] if param.grad is None]
         for item in self._work:
             for param, own in zip(item.params, item.states, strict=True):
-                _settle(param, own, names(item.group), precision.moment_dtype(param))
+                _settle(param, own, rule, item.group, precision.moment_dtype(param))
         self._names = self._present_names()
         self._objects = self._present_objects()
         # Held, because their memory must not become another's.
-        self._tensors = [*self._params, *chain.from_iterable(map(_tensors, self._work))]
+        held = list(chain.from_iterable(map(self._tensors_of, self._work)))
+        numbers = [tensor for tensor in held if tensor.dim() == 0]
+        self._tensors = [*self._params, *(tensor for tensor in held if tensor.dim() > 0)]
+        # Where numbers are is not looked at again, which would take as long as all else: nobody gives them other memory
+        # by `.data =`, and where somebody does, the step goes on with what they had.
+        self._numbers = [*numbers, *map(Tensor.untyped_storage, numbers)]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(Tensor.numel, self._params))
-        self._dtypes, self._on_cpu = (
-            [param.dtype for param in self._params],
-            all(param.is_cpu for param in self._params),
-        )
+        self._dtypes, self._on_cpu = list(map(_dtype, self._params)), list(map(_is_cpu, self._params))
+        ordinals = enumerate(chain.from_iterable(group["params"] for group in groups))
+        streams = {param: precision.stream(ordinal) for ordinal, param in ordinals}
+        self._streams = [streams[param] for param in self._params]
         self._grads: list[Tensor] = list(map(_grad, self._params))
         self._versions, self._steps = list(map(_version, self._params)), 0
 
@@ -112,12 +106,12 @@ class Plan:
             ValueError: if one is sparse, complex or of another size.
         """
         grads, self._grads = self._grads, []  # which may be freed after the step
-        alike, on_cpu = zip(grads, self._dtypes, strict=True), self._on_cpu
-        # A sparse one is never contiguous.
-        plain = [
-            grad.dtype is dtype and grad.is_cpu is on_cpu and grad.is_contiguous() for grad, dtype in alike
-        ]
-        if all(plain) and list(map(Tensor.numel, grads)) == self._sizes:
+        if (
+            list(map(_dtype, grads)) == self._dtypes
+            and list(map(_is_cpu, grads)) == self._on_cpu
+            and all(map(Tensor.is_contiguous, grads))  # a sparse one never is
+            and list(map(Tensor.numel, grads)) == self._sizes
+        ):
             return grads
         for param, grad in zip(self._params, grads, strict=True):
             validation.check_gradient(param)
@@ -148,56 +142,37 @@ class Plan:
         objects = [param for group in self._groups for param in group["params"]]
         return [*objects, *states, *chain.from_iterable(map(dict.values, states))]
 
-    def _present_names(self) -> list[tuple[str, ...]]:
-        return [names(item.group) for item in self._work]
+    def _present_names(self) -> list[Names]:
+        return [self._rule.names(item.group) for item in self._work]
+
+    def _tensors_of(self, item: Work) -> Iterator[Tensor]:
+        own = (*self._rule.names(item.group), "master")
+        return (state[name] for state in item.states for name in own if name in state)
+
+    def _records(self) -> Iterator[bytes]:
+        """Pack each tensor for the kernels, with its own decay scale."""
+        streams = iter(self._streams)
+        for index, item in enumerate(self._work):
+            for param, state in zip(item.params, item.states, strict=True):
+                scale = state.get("decay_scale", 1.0)
+                yield self._rule.pack_record(
+                    item.group, param, state, index=index, stream=next(streams), scale=scale
+                )
 
 
-_grad, _version = attrgetter("grad"), attrgetter("_version")
+_grad, _version, _dtype, _is_cpu = map(attrgetter, ("grad", "_version", "dtype", "is_cpu"))
 
 
-def names(group: dict[str, Any]) -> tuple[str, ...]:
-    """Name the state's tensors in the order of csrc/adamhc.h's Record."""
-    if group["decay"] not in validation.HUBER:
-        return _ADAM
-    return _AVERAGED if group["threshold"] == "ema" else _HUBER
-
-
-def pack_options(group: dict[str, Any], lr: float) -> bytes:
-    """Pack a group's options, with this learning rate."""
-    huber = group["decay"] in validation.HUBER
-    return OPTIONS.pack(
-        lr,
-        group["max_lr"],
-        *group["betas"],
-        group["eps"],
-        group["weight_decay"],
-        group["huber_c"] if huber else 0.0,
-        group["threshold_beta"],
-        validation.DECAYS.index(group["decay"]),
-        group["corrected"],
-        group["threshold"] == "ema",
-    )
-
-
-def pack_record(addresses: Sequence[int], decay_scale: float, numel: int, group: int) -> bytes:
-    """Pack a tensor: the addresses of its weights and of its state in the order of `names`, and its group's index."""
-    absent = [0] * (POINTERS - len(addresses))
-    return RECORD.pack(*addresses, *absent, decay_scale, numel, group)
-
-
-def _tensors(item: Work) -> Iterator[Tensor]:
-    own = (*names(item.group), "master")
-    return (state[name] for state in item.states for name in own if name in state)
-
-
-def _settle(param: Tensor, state: State, own: Iterable[str], moment_dtype: torch.dtype) -> None:
+def _settle(param: Tensor, state: State, rule: Rule, group: Group, moment_dtype: torch.dtype) -> None:
     """Make the state's tensors what kernels take; a loaded state may have any device, dtype and strides."""
-    for name in own:
-        dtype = moment_dtype if name in MOMENTS else torch.float32
+    moments = rule.moments(group)
+    for name in rule.names(group):
+        is_moment = name in moments
+        dtype = moment_dtype if is_moment else torch.float32
         tensor = torch.as_tensor(state[name], dtype=dtype, device=param.device).contiguous()
-        shape = param.shape if name in MOMENTS else ()
+        shape = param.shape if is_moment else ()
         if tensor.shape != shape:
-            owner = "of its parameter, " if name in MOMENTS else ""
+            owner = "of its parameter, " if is_moment else ""
             raise ValueError(
                 f"state: {name} must have the shape {owner}{tuple(shape)}, got {tuple(tensor.shape)}"
             )

@@ -55,9 +55,6 @@ class Precision:
         return splitmix64(splitmix64(self.rounding_seed & LONG) + ordinal)
 
 
-DEFAULT = Precision()
-
-
 def _followed(master: Tensor, param: Tensor) -> Tensor:
     """Return the master copy of weights of which others may have changed some."""
     if master.shape != param.shape:

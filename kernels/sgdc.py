@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from widthwise.kernels import reference, validation
+from widthwise.kernels import records, reference, validation
 from widthwise.kernels.base import DecayOptimizer
 from widthwise.kernels.precision import Precision
 from widthwise.kernels.reference import Batch, Decay
@@ -15,7 +15,7 @@ from widthwise.kernels.reference import Batch, Decay
 class SGDC(DecayOptimizer):
     """SGD with momentum whose decay is decoupled and corrected (AdamC's SGD form, arXiv 2506.02285).
 
-    The update is (9) of `widthwise.kernels.reference`, which computes it. Of weights that are followed by a
+    The update is (9) of `widthwise.kernels.reference`. Of weights that are followed by a
     normalisation the correction keeps ‖g‖/‖θ‖ at √(2λ/η_max)·(1−β) throughout a schedule. All options but
     `clip_norm`, those of precision and `backend` may differ per group.
 
@@ -39,13 +39,17 @@ class SGDC(DecayOptimizer):
         master_weights: see AdamHC.
         state_dtype: see AdamHC.
         rounding_seed: see AdamHC.
+        backend: see AdamHC.
 
     Attributes:
+        backend: as AdamHC's.
         grad_norm: as AdamHC's.
 
     Raises:
-        ValueError: if an argument is outside its range, or a parameter is float16, complex or sharded.
+        ValueError: as AdamHC.
     """
+
+    _rule = records.SGD
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class SGDC(DecayOptimizer):
         master_weights: bool = True,
         state_dtype: torch.dtype | None = None,
         rounding_seed: int = 0,
+        backend: Literal["auto", "cuda", "cpu", "reference"] = "auto",
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -80,15 +85,12 @@ class SGDC(DecayOptimizer):
         precision = Precision(
             master_weights=master_weights, state_dtype=state_dtype, rounding_seed=rounding_seed
         )
-        super().__init__(params, defaults, clip_norm=clip_norm, precision=precision, backend="reference")
+        super().__init__(params, defaults, clip_norm=clip_norm, precision=precision, backend=backend)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as AdamHC does."""
         validation.check_momentum({**self.defaults, **param_group})
         super().add_param_group(param_group)
-
-    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         reference.update_sgd(batch, group["momentum"], nesterov=group["nesterov"])

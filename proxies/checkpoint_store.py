@@ -12,7 +12,6 @@ from widthwise.proxies.checkpoint import Progress, load_checkpoint, save_checkpo
 from widthwise.proxies.storage import Place
 
 PROGRESS = "progress.pt"
-_FULL = 2**20  # bytes; a file system with fewer left takes no shard
 
 
 class CheckpointStore(Protocol):
@@ -44,9 +43,6 @@ class CheckpointStore(Protocol):
 
     def discard_unfinished(self) -> None:
         """Remove what never came to count."""
-
-    def lack(self) -> str | None:
-        """Return what the folder is out of, where that can be told."""
 
 
 class LocalStore:
@@ -89,10 +85,6 @@ class LocalStore:
     def discard_unfinished(self) -> None:
         for unfinished in self.folder.glob(".step_*.unfinished"):
             shutil.rmtree(unfinished, ignore_errors=True)
-
-    def lack(self) -> str | None:
-        full = shutil.disk_usage(self.folder).free < _FULL
-        return "No space left on device" if full else None
 
     def _unfinished(self, name: str) -> Path:
         return self.folder / f".{name}.unfinished"

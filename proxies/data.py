@@ -11,13 +11,18 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from widthwise.proxies.shards import TokenArray, is_shard, read_tokens, reading, shard_vocab_size
 from widthwise.proxies.validation import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    Batch = tuple[torch.Tensor, torch.Tensor]
 
 PYTHON = "python"  # the source that every machine has
 BYTE_VOCABULARY = 256
@@ -34,7 +39,6 @@ _HASH_BLOCK = 2**16
 
 IntArray = npt.NDArray[np.int64]
 Arrays = tuple[TokenArray, ...]
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,7 @@ class Tokens:
 
     def batch(
         self, step: int, *, seed: int, batch_size: int, context: int, rows: slice = slice(None)
-    ) -> Batch:
+    ) -> "Batch":
         """Draw the training batch of a step, or a worker's share of it.
 
         All windows of context + 1 tokens within a shard are equally likely. Row i of the whole batch
@@ -97,7 +101,7 @@ class Tokens:
         chosen = (words % np.uint64(total)).astype(np.int64)[rows]
         return self._gather(self.train, windows, chosen, 1, context)
 
-    def validation_batches(self, count: int, *, batch_size: int, context: int) -> Iterator[Batch]:
+    def validation_batches(self, count: int, *, batch_size: int, context: int) -> "Iterator[Batch]":
         """Iterate over fixed batches of the validation split: evenly spaced, predicting no token twice.
 
         A split too short for `count` batches yields fewer; one too short for a single batch
@@ -142,8 +146,12 @@ class Tokens:
                 f"{batch_size} * {context} + 1 = {batch_size * context + 1} tokens, got {self.train_tokens}"
             )
 
-    def _gather(self, arrays: Arrays, slots: IntArray, chosen: IntArray, stride: int, context: int) -> Batch:
+    def _gather(
+        self, arrays: Arrays, slots: IntArray, chosen: IntArray, stride: int, context: int
+    ) -> "Batch":
         """Copy the chosen windows of context + 1 tokens: numbers below the sum of the shards' `slots`."""
+        import torch  # here, so that a mistake in the options is told before it is imported
+
         ends = np.cumsum(slots)
         shards = np.searchsorted(ends, chosen, side="right")
         starts = (chosen - (ends - slots)[shards]) * stride
@@ -185,6 +193,12 @@ def open_tokens(
     opened = {str(path): read_tokens(path).view(np.ndarray) for path in paths}
     sizes = [_usual_vocab_size(path) for path in paths]
     return _tokens(name, opened, vocab_size or max(sizes), validation_fraction)
+
+
+def require_source(source: str | Path) -> None:
+    """Raise a ConfigError where `open_tokens` would find no file; nothing is read."""
+    if str(source) != PYTHON:
+        _files(Path(os.path.expanduser(source)), str(source))
 
 
 def python_source(folder: str | Path | None = None) -> bytes:

@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, and JSON that is read with errors in one line."""
 
+import errno
 import fcntl
 import json
 import os
@@ -35,6 +36,11 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error is the operating system's of a disk, or a share of it, that is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: str | Place, text: str) -> None:

@@ -36,7 +36,7 @@ class RunOptions:
         parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it.
         shards: workers that hold one sharded copy of the model together; None is all of them. With fewer,
             the copies are replicas of each other (hybrid sharding).
-        accumulate: passes forward and backward for each worker's share of a batch.
+        accumulate: passes forward and backward for each worker's share of a batch; the same on every worker.
         recompute: whether the layers' activations are computed again in the backward pass, which saves
             their memory.
         diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that

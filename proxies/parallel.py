@@ -48,6 +48,11 @@ def require_process_group() -> None:
         dist.init_process_group(store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Return whether an error is a collective's whose other side has died: NCCL's have a type, gloo's only a text."""
+    return isinstance(error, dist.DistError) or (not isinstance(error, OSError) and "/gloo/" in str(error))
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DDP; FSDP2's is the module itself."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -59,9 +59,6 @@ class RemoteStore:
             if not whole:
                 self.remove(self.folder / name)
 
-    def lack(self) -> None:
-        return None
-
     def _all(self) -> dict[str, bool]:
         """Return the names of all, oldest first, and whether each counts."""
         files = self.folder.sizes()

@@ -8,7 +8,6 @@ folder can be loaded by another number of workers, sharded or not.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from threading import Event
 from typing import Any
 
 import torch
@@ -16,12 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from widthwise.proxies.background import Pending, reason, write_failure
 from widthwise.proxies.checkpoint import DamagedCheckpoint, Progress, another_model
 from widthwise.proxies.checkpoint_store import CheckpointStore, store
-from widthwise.proxies.parallel import require_process_group
+from widthwise.proxies.files import is_full
+from widthwise.proxies.parallel import lost_peer, require_process_group
 from widthwise.proxies.storage import Place
 from widthwise.proxies.table import plain_names
-from widthwise.proxies.validation import RunError
+from widthwise.proxies.validation import DiskFull, RunError
 
 _logger = logging.getLogger("widthwise")
 
@@ -36,13 +37,14 @@ class ShardedCheckpoint:
         self._folder, self._keep, self._rank, self._workers = folder, keep, rank, workers
         self._store = store(folder)
         self._group: dist.ProcessGroup | None = None
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
         """Copy everything and write it in the background, once the one before has been written.
 
         Raises:
-            RunError: that one, or this one's beginning, cannot be written; those before it stay.
+            RunError: that one, or this one's beginning, cannot be written (`DiskFull` where there is no room);
+                those before it stay.
         """
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -58,7 +60,7 @@ class ShardedCheckpoint:
             storage_writer=self._store.writer(name),
             process_group=self._own_group(),
         )
-        self._pending = _Pending(written, lambda: self._commit(name) if self._rank == 0 else None)
+        self._pending = Pending(written, lambda: self._commit(name) if self._rank == 0 else None)
 
     def finish(self) -> None:
         """Wait for what is being written; errors as in `save`."""
@@ -161,44 +163,13 @@ class ShardedCheckpoint:
         try:
             yield
         except (OSError, CheckpointException) as error:
-            reason = _reason(error, self._store)
+            if lost_peer(error):
+                raise
             last = self._last()
             kept = f"the last good one is {last}" if last else "there is none yet"
-            raise RunError(f"checkpoint: cannot be written ({reason}); {kept}") from error
-
-
-class _Pending:
-    """Something that is being written, and what follows it on the same thread."""
-
-    def __init__(self, written: Any, then: Any) -> None:
-        self._written, self._then, self._ended = written, then, Event()
-        self._error: Exception | None = None
-        written.add_done_callback(self._end)
-
-    def wait(self) -> None:
-        self._written.result()
-        self._ended.wait()
-        if self._error is not None:
-            raise self._error
-
-    def _end(self, written: Any) -> None:
-        try:
-            if written.exception() is None:
-                self._then()
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ended.set()
-
-
-def _reason(error: BaseException, store: CheckpointStore) -> str:
-    """Return what the storage said, on whichever worker."""
-    failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
-    cause = failures[0] if failures else error
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    # torch writes through a stream, and hides what the disk said behind a complaint of its own.
-    return store.lack() or str(cause).strip().rpartition("\n")[2]
+            cause = write_failure(error, self._folder)
+            failed = DiskFull if is_full(cause) else RunError
+            raise failed(f"checkpoint: cannot be written ({reason(cause)}); {kept}") from error
 
 
 def _contents(store: CheckpointStore, path: Place) -> Mapping[str, Any]:

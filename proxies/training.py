@@ -274,12 +274,21 @@ class _Run:
         """Leave the gradients of the mean loss over x and y, taken in parts; return that loss."""
         parts = self.options.accumulate
         loss = torch.zeros((), device=self.device)
-        for part, (x_part, y_part) in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True)):
+        split = zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)
+        for part, (x_part, y_part) in enumerate(split):
             with holding_back(self.model, hold=part < parts - 1):
-                part_loss = self._loss(self.train_model, x_part, y_part) / parts
+                if len(x_part):
+                    part_loss = self._weighted_loss(x_part, y_part)
+                else:  # the others' collectives need this worker too
+                    part_loss = 0.0 * self._weighted_loss(x[:1], y[:1])
                 part_loss.backward()
             loss += part_loss.detach()
         return loss
+
+    def _weighted_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss over x and y, weighted so that its mean over the workers is the batch's."""
+        share = self.batch_size / self.options.world_size
+        return self._loss(self.train_model, x, y) / (share / len(x))
 
     def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
@@ -342,13 +351,14 @@ def _compiled(model: nn.Module) -> nn.Module:
 
 
 def _share(batch_size: int, options: RunOptions) -> slice:
-    """Return the rows of the global batch that a worker takes; all take as many, as DDP's mean assumes."""
+    """Return the rows of the global batch that a worker takes; where they do not come out even, some take one more."""
     rank, workers, parts = options.rank, options.world_size, options.accumulate
-    if batch_size % workers:
-        raise ConfigError(f"workers: must divide the {batch_size} sequences of a batch, got {workers}")
-    if batch_size // workers % parts:
-        share = f"{batch_size // workers} sequences of a worker's share of a batch"
-        raise ConfigError(f"accumulate: must divide the {share}, got {parts}")
+    if workers > batch_size:
+        raise ConfigError(f"workers: must be <= the {batch_size} sequences of a batch, got {workers}")
+    share = math.ceil(batch_size / workers)
+    if parts > share:
+        rule = f"must be <= the {share} sequences of a worker's share of a batch"
+        raise ConfigError(f"accumulate: {rule}, got {parts}")
     return slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
 
 

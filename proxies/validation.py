@@ -22,6 +22,10 @@ class RunError(RuntimeError):
     """A run that failed through no mistake in its input; the message says in one line why and what to do."""
 
 
+class DiskFull(RunError):
+    """A file that the disk had no room for; what was there before it stays."""
+
+
 class Record(BaseModel):
     """A frozen, keyword-only record that refuses unknown fields, wrong types, NaN and infinity."""
 

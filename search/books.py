@@ -115,6 +115,10 @@ class Books(ABC):
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`."""
 
+    def sample(self) -> Run | None:
+        """Return a run that takes as much memory as any of them, where that is known."""
+        return None
+
     @abstractmethod
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""
@@ -161,6 +165,10 @@ class Books(ABC):
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
+
+    def record(self, number: int) -> dict[str, Any]:
+        """Return a trial, finished or not, as plain data."""
+        return self._record(self.study.get_trials(deepcopy=False)[number])
 
     def records(self) -> list[dict[str, Any]]:
         """Return every finished trial as plain data."""

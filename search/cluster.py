@@ -130,6 +130,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Seconds between Ray Train's looks at its workers, in place of 2: a dead one is noticed at once.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Seconds to wait for the workers' resources before counting them again: nodes that died are counted for 20 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -138,4 +140,6 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
+    # A process that looks out for a node to be taken away: this one is not.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

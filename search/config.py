@@ -1,6 +1,6 @@
 """What a sweep is: the proxy, its horizon, the space, and how many trials."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,10 @@ from widthwise.proxies.config import Betas, GPTConfig, Horizon, Seed, Threshold
 from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import Record
 from widthwise.search.space import Point, SearchSpace
+from widthwise.search.trackers import Tracker
+
+if TYPE_CHECKING:
+    from widthwise.proxies.data import Tokens
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
 
@@ -25,7 +29,8 @@ class SweepConfig(Record):
         seeds: seeds per finalist, the first trial's own included; 1 confirms nothing.
         seed: decides initialisation, batches and proposals.
         concurrency: trials at a time; None takes one per core, or per GPU share.
-        gpus_per_trial: share of a GPU per trial; None takes a whole one where the cluster has any.
+        gpus_per_trial: share of a GPU per trial; ``auto`` chooses it by the memory that one trial takes; None takes
+            a whole one where the cluster has any.
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
         sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
             the space evenly), ``random``.
@@ -37,6 +42,7 @@ class SweepConfig(Record):
             every form of decay that are never stopped (docs/results/search/samplers.md).
         evaluations: validation passes per trial.
         validation_batches: batches per pass.
+        log: experiment trackers that are told of the trials.
     """
 
     model: GPTConfig = GPTConfig()
@@ -48,7 +54,7 @@ class SweepConfig(Record):
     seeds: int = Field(3, ge=1)
     seed: Seed = 0
     concurrency: int | None = Field(None, ge=1)
-    gpus_per_trial: float | None = Field(None, ge=0)
+    gpus_per_trial: float | Literal["auto"] | None = None
     betas: Betas = (0.9, 0.95)
     eps: float = Field(1e-8, ge=0)
     threshold: Threshold = "mean"
@@ -62,10 +68,17 @@ class SweepConfig(Record):
     grace: float = Field(1 / 3, gt=0, le=1)
     evaluations: int = Field(8, ge=1)
     validation_batches: int = Field(8, ge=1)
+    log: tuple[Tracker, ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SweepConfig":
         self.horizon.sequences(self.model.context)
+        return self
+
+    @model_validator(mode="after")
+    def _no_negative_share(self) -> "SweepConfig":
+        if isinstance(self.gpus_per_trial, float) and self.gpus_per_trial < 0:
+            raise ValueError(f"gpus_per_trial: must be >= 0, got {self.gpus_per_trial}")
         return self
 
     @model_validator(mode="after")
@@ -80,6 +93,15 @@ class SweepConfig(Record):
             rule = f"must be <= {longest:.3g}, the horizon Σηλ at the space's largest η and λ"
             raise ValueError(f"min_horizon: {rule}, got {self.min_horizon:g}")
         return self
+
+    def open_data(self) -> "Tokens":
+        """Open the data; a ConfigError says where there are none, too few, or tokens beyond the vocabulary."""
+        from widthwise.proxies.data import absolute_source, open_tokens
+
+        context = self.model.context
+        tokens = open_tokens(absolute_source(self.data), vocab_size=self.model.vocab_size)
+        tokens.require(context=context, batch_size=self.horizon.sequences(context))
+        return tokens
 
     def decay_horizon(self, lr: float, weight_decay: float) -> float:
         """Return a trial's horizon Σηλ: how many decay times it lasts."""

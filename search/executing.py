@@ -1,6 +1,7 @@
 """Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -8,6 +9,8 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import MAX_FAILURES, Books
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.search.progress import Progress
+from widthwise.search.trackers import Tracker
+from widthwise.search.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +20,13 @@ class Placement:
     Attributes:
         address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
         concurrency: trials at a time; None takes one per core, or per GPU share.
-        gpus_per_trial: share of a GPU per trial; None takes a whole one where there is any.
+        gpus_per_trial: share of a GPU per trial; ``auto`` chooses it by the memory that one trial takes, of books
+            that know what a trial is; None takes a whole one where there is any.
     """
 
     address: str | None = None
     concurrency: int | None = None
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | Literal["auto"] | None = None
 
     def require(self) -> None:
         """Raise a ConfigError where no Ray answers at the address, or this machine lacks the GPUs asked for."""
@@ -33,12 +37,42 @@ class Placement:
 
     def require_gpus(self, gpus: float) -> None:
         """Raise a ConfigError where trials ask for GPUs and there is none: Tune would wait for one for ever."""
-        if self.gpus_per_trial and not gpus:
+        if self.gpus_per_trial not in (None, "auto", 0) and not gpus:
             raise ConfigError(f"gpus_per_trial: must be 0 where Ray has no GPU, got {self.gpus_per_trial}")
 
 
-def execute(books: Books, placement: Placement, *, show_progress: bool) -> None:
+def _settled(books: Books, placement: Placement, ray: Any, progress: Progress) -> Placement:
+    """Return the placement with a share of a GPU in place of ``auto``; without a GPU there is nothing to share."""
+    if placement.gpus_per_trial != "auto":
+        return placement
+    resources, sample = ray.cluster_resources(), books.sample()
+    gpus = resources.get("GPU", 0.0)
+    if not gpus or sample is None:
+        return replace(placement, gpus_per_trial=None)
+    from widthwise.search.packing import measured_share
+
+    progress.say("measuring a trial's memory")
+    share = measured_share(ray, sample.spec, dict(sample.options), cores=resources["CPU"], gpus=gpus)
+    progress.say(f"{round(1 / share)} trials share a GPU")
+    return replace(placement, gpus_per_trial=share)
+
+
+def execute(
+    books: Books,
+    placement: Placement,
+    *,
+    show_progress: bool,
+    trackers: tuple[Tracker, ...] = (),
+    tokens_per_step: int = 0,
+) -> None:
     """Run the trials that the books want, until they want no more or Ctrl-C.
+
+    Args:
+        books: of a sweep where there are trackers.
+        placement: where.
+        show_progress: say on standard error what is being done.
+        trackers: are told of the trials.
+        tokens_per_step: what a step of every trial takes, for the trackers.
 
     Raises:
         ConfigError: where the cluster lacks the GPUs asked for.
@@ -46,11 +80,14 @@ def execute(books: Books, placement: Placement, *, show_progress: bool) -> None:
     """
     with (
         Progress(books, enabled=show_progress) as progress,
+        Tracking(books, trackers, tokens_per_step=tokens_per_step, warn=progress.warn) as tracking,
         ray_session(placement.address, cpus=placement.concurrency) as ray,
     ):
         # Here, because what Ray reads on import the session sets.
         from widthwise.search.tuning import run_trials
 
-        run_trials(books, placement, ray.cluster_resources(), progress)
+        run_trials(
+            books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
+        )
     if len(books.failures) >= MAX_FAILURES:
         raise RunError(f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}")

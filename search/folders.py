@@ -30,8 +30,8 @@ class Layout:
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
-def require_folder(out: Path, layout: Layout, *, resume: bool) -> None:
-    """Make the folder `out`, or raise a ConfigError where it holds something else or cannot be written."""
+def require_content(out: Path, layout: Layout, *, resume: bool) -> None:
+    """Raise a ConfigError where the folder `out` holds something else, or nothing to resume."""
     exists, what = (out / layout.database).exists(), layout.what
     if exists and not resume:
         raise ConfigError(
@@ -44,6 +44,11 @@ def require_folder(out: Path, layout: Layout, *, resume: bool) -> None:
     for name, content in layout.foreign.items():
         if not exists and (out / name).exists():
             raise ConfigError(f"out: {out} holds {content}; name another folder")
+
+
+def require_folder(out: Path, layout: Layout, *, resume: bool) -> None:
+    """Make the folder `out`, or raise a ConfigError where it holds something else or cannot be written."""
+    require_content(out, layout, resume=resume)
     try:
         (out / layout.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

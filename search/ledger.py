@@ -13,16 +13,8 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import Books, Next, Run
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
-from widthwise.search.folders import Layout, loaded, require_folder
 from widthwise.search.samplers import drawing, pruner, sampler
-
-SWEEP = Layout(
-    what="sweep",
-    database="study.db",
-    records="trials.jsonl",
-    folder="trials",
-    foreign={"recipe.json": "a recipe that no sweep in it made", "runs.db": "a check"},
-)
+from widthwise.search.stored import SWEEP
 
 # measured (docs/results/search/samplers.md): so many trials of every form of decay are not stopped.
 MIN_COMPLETED = 3
@@ -30,7 +22,9 @@ MIN_COMPLETED = 3
 MAX_REFUSALS = 1000
 # Attributes of the trials that the sampler has not proposed.
 _NOT_PROPOSED = {"confirms", "fitted"}
-_MAY_CHANGE = frozenset({"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds", "patience"})
+_MAY_CHANGE = frozenset(
+    {"data", "trials", "concurrency", "gpus_per_trial", "finalists", "seeds", "patience", "log"}
+)
 
 
 class Ledger(Books):
@@ -62,7 +56,28 @@ class Ledger(Books):
 
     def run(self, trial: Trial) -> Run:
         """Return what is to be run for `trial`, drawing what is not drawn yet."""
-        config, hyperparameters = self.config, self.hyperparameters(trial)
+        hyperparameters = self.hyperparameters(trial)
+        # What a target run is watched by is measured where the settings are the ones to be recommended.
+        diagnostics = bool(trial.user_attrs.keys() & _NOT_PROPOSED)
+        return self._run(
+            f"trial_{trial.number:04d}", hyperparameters, self.seed(trial), diagnostics=diagnostics
+        )
+
+    def sample(self) -> Run:
+        """Return a run with diagnostics: they take memory, the settings make no difference to it."""
+        space = self.config.space
+        tuned: dict[str, Any] = {
+            "lr": space.lr[0],
+            "weight_decay": space.weight_decay[0],
+            "huber_c": space.huber_c[0],
+        }
+        hyperparameters = Hyperparameters(**tuned, decay=space.decay[0], **self._fixed())
+        return self._run("sample", hyperparameters, self.config.seed, diagnostics=True)
+
+    def _run(
+        self, key: str, hyperparameters: Hyperparameters, seed: int, *, diagnostics: bool = False
+    ) -> Run:
+        config = self.config
         spec = RunSpec(
             model=config.model,
             base_width=config.model.width,
@@ -71,19 +86,22 @@ class Ledger(Books):
             settings=base_settings(hyperparameters),
             data=config.data,
         )
-        options = {"evaluations": config.evaluations, "validation_batches": config.validation_batches}
-        # What a target run is watched by is measured where the settings are the ones to be recommended.
-        options["diagnostics"] = bool(trial.user_attrs.keys() & _NOT_PROPOSED)
-        return Run(key=f"trial_{trial.number:04d}", spec=spec, seed=self.seed(trial), options=options)
+        options = {
+            "evaluations": config.evaluations,
+            "validation_batches": config.validation_batches,
+            "diagnostics": diagnostics,
+        }
+        return Run(key=key, spec=spec, seed=seed, options=options)
 
     def hyperparameters(self, trial: Trial | FrozenTrial) -> Hyperparameters:
         """Return the settings that `trial` tries, drawing those not drawn yet."""
-        config = self.config
-        fixed = {
-            name: getattr(config, name) for name in ("betas", "eps", "threshold", "corrected", "clip_norm")
-        }
         with drawing():
-            return Hyperparameters(**config.space.suggest(trial), **fixed)
+            return Hyperparameters(**self.config.space.suggest(trial), **self._fixed())
+
+    def _fixed(self) -> dict[str, Any]:
+        """Return the optimizer's settings that are not searched."""
+        names = ("betas", "eps", "threshold", "corrected", "clip_norm")
+        return {name: getattr(self.config, name) for name in names}
 
     def seed(self, trial: Trial | FrozenTrial) -> int:
         """Return the seed that `trial` runs with."""
@@ -234,16 +252,6 @@ class Ledger(Books):
             "fitted": "fitted" in trial.user_attrs,
             **super()._record(trial),
         }
-
-
-def stored_config(out: Path) -> SweepConfig:
-    """Return the configuration of the sweep in `out`.
-
-    Raises:
-        ConfigError: where there is none, or the study cannot be read.
-    """
-    require_folder(out, SWEEP, resume=True)
-    return SweepConfig.parse(loaded(out, SWEEP).user_attrs["config"], where=str(out / SWEEP.database))
 
 
 def _tried(trial: FrozenTrial) -> Tried:

@@ -17,6 +17,11 @@ def console(*, enabled: bool = True) -> Console:
     return Console(stderr=True, quiet=not enabled)
 
 
+def say(line: str, enabled: bool) -> None:
+    """Print a line of progress."""
+    console(enabled=enabled).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def progress_bar(name: str, screen: Console) -> Bar:
     """Return a bar with elapsed and remaining time, which shows only on a terminal."""
     return Bar(
@@ -39,12 +44,13 @@ class Progress:
         self.books = books
         self.console = console(enabled=enabled)
         self.bar = progress_bar(books.layout.what, self.console)
-        self.task = self.bar.add_task("starting Ray", total=books.total)
+        self.task = self.bar.add_task("", total=books.total)
         self.parts: dict[int, float] = {}
         self.records = books.records()
 
     def __enter__(self) -> Self:
         self.bar.start()
+        self.say("starting Ray")
         return self
 
     def __exit__(
@@ -52,12 +58,18 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def step(self, number: int, done: float) -> None:
-        """Redraw after an evaluation of trial `number`, of whose steps the share `done` is behind it."""
-        self.parts[number] = done
+    def began(self, number: int) -> None:
+        """Say so of the first trial: until it ends there is nothing to say, and that may take long."""
+        if not self.parts:
+            self.say("starting the first trials")
+        self.parts[number] = 0.0
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """Redraw after an evaluation of a trial, of whose steps the share ``progress`` is behind it."""
+        self.parts[number] = result["progress"]
         self._draw()
 
-    def ended(self) -> None:
+    def ended(self, number: int) -> None:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}
         self.records = self.books.records()
@@ -66,17 +78,32 @@ class Progress:
                 self._say(record)
         self._draw()
 
+    def say(self, doing: str) -> None:
+        """Say what is being done: beside the bar on a terminal, in a line elsewhere."""
+        self.bar.update(self.task, description=doing)
+        if not self.console.is_terminal:
+            self._print(doing)
+
+    def warn(self, said: str) -> None:
+        """Print a line of something that went wrong, above the bar where there is one."""
+        self._print(f"widthwise: {said}")
+
+    def _print(self, line: str) -> None:
+        self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _say(self, record: Mapping[str, Any]) -> None:
         """Print how a trial ended; on a terminal, where the bar says the rest, only if it failed."""
         name = self.books.label(record)
         if record["status"] == "failed":
             said = f"{name} failed: {record['error'] or 'the worker died'}"
+            if "OutOfMemoryError" in said:
+                said += " (fewer at a time from now on; --gpus-per-trial and --concurrency say how many)"
         elif self.console.is_terminal:
             return
         else:
             loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
             said = f"{name} {record['status']}, loss {loss}"
-        self.bar.console.print(said, highlight=False, markup=False, soft_wrap=True)
+        self._print(said)
 
     def _draw(self) -> None:
         running = sum(self.parts.get(number, 0.0) for number in self.books.live)

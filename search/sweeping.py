@@ -12,13 +12,15 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from widthwise.proxies.config import Hyperparameters
-from widthwise.proxies.data import absolute_source, open_tokens
+from widthwise.proxies.data import absolute_source
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import RunError
 from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
 from widthwise.search.ledger import Ledger
+from widthwise.search.progress import say
+from widthwise.search.trackers import require_trackers
 
 # assumed: so close to an end of its range, as a share of the range's logarithm, a best value may lie beyond it.
 EDGE = 0.05
@@ -189,17 +191,27 @@ def sweep(
         RunError: where no trial completed, or trials keep failing.
     """
     config = config.model_copy(update={"data": absolute_source(config.data)})
-    tokens = open_tokens(config.data, vocab_size=config.model.vocab_size)
-    tokens.require(context=config.model.context, batch_size=config.horizon.sequences(config.model.context))
+    tokens = config.open_data()
     placement = Placement(
         address=address, concurrency=config.concurrency, gpus_per_trial=config.gpus_per_trial
     )
     placement.require()
+    require_trackers(config.log)
     ledger = Ledger(config, out, resume=resume)
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():
-            execute(ledger, placement, show_progress=show_progress)
+            say(
+                f"data: {config.data}, {tokens.train_tokens + tokens.validation_tokens:,} tokens",
+                show_progress,
+            )
+            execute(
+                ledger,
+                placement,
+                show_progress=show_progress,
+                trackers=config.log,
+                tokens_per_step=config.horizon.batch_tokens,
+            )
         return result_of(ledger, tokens.fingerprint)
     finally:
         ledger.close()

@@ -34,6 +34,9 @@ def trainable(config: Mapping[str, Any]) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         tune.report({"status": "failed", "error": reason})
         return
+    finally:
+        # The worker goes on to another trial; meanwhile its neighbours may want the memory.
+        torch.cuda.empty_cache()
     outcome = {"status": result.status, "loss": result.loss, "step": result.steps}
     # Text, because Tune keeps statistics of every number in a report.
     measured = json.dumps(_measured(result))

@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,7 +19,8 @@ from ray.tune.search import Searcher
 from widthwise.proxies.validation import RunError
 from widthwise.search.books import Books, Status
 from widthwise.search.executing import Placement
-from widthwise.search.progress import Progress
+from widthwise.search.listening import Listener
+from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.trial import trainable
 
 # Times that a trial whose worker died is started again, from its last checkpoint.
@@ -29,7 +30,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def run_trials(
-    books: Books, placement: Placement, resources: Mapping[str, float], progress: Progress
+    books: Books, placement: Placement, resources: Mapping[str, float], listeners: Sequence[Listener]
 ) -> None:
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
     share = _gpu_share(placement, resources.get("GPU", 0.0))
@@ -38,8 +39,8 @@ def run_trials(
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
-                search_alg=_Proposer(books, limit, progress),
-                scheduler=_Stopper(books, progress),
+                search_alg=_Proposer(books, limit, listeners),
+                scheduler=_Stopper(books, listeners),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -77,10 +78,10 @@ class _Unsaved:
 class _Proposer(_Unsaved, Searcher):
     """Hands the books' trials to Tune, and Tune's endings to the books."""
 
-    def __init__(self, books: Books, limit: int, progress: Progress) -> None:
+    def __init__(self, books: Books, limit: int, listeners: Sequence[Listener]) -> None:
         # No metric: Tune would refuse a result without it, and a failed trial has none.
         super().__init__()
-        self.books, self.limit, self.progress = books, limit, progress
+        self.books, self.limit, self.listeners = books, limit, listeners
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -94,6 +95,8 @@ class _Proposer(_Unsaved, Searcher):
             return None if self.books.live else Searcher.FINISHED
         number = self.numbers[trial_id] = trial.number
         run = self.books.run(trial)
+        for listener in self.listeners:
+            listener.began(number)
         return {
             "number": number,
             "folder": str(self.books.folder(number).resolve()),
@@ -112,7 +115,12 @@ class _Proposer(_Unsaved, Searcher):
         status: Status = "failed" if error or not outcome else outcome["status"]
         # A trial that ends while it says that it is running was stopped by the scheduler.
         self.books.finish(number, "stopped" if status == "running" else status, outcome)
-        self.progress.ended()
+        if self.books.live and str(outcome.get("error", "")).startswith(OUT_OF_MEMORY):
+            # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
+            self.limit = min(self.limit, len(self.books.live))
+            self.books.failures.pop()
+        for listener in self.listeners:
+            listener.ended(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study is the truth."""
@@ -124,22 +132,24 @@ class _Proposer(_Unsaved, Searcher):
 class _Stopper(_Unsaved, FIFOScheduler):
     """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
 
-    def __init__(self, books: Books, progress: Progress) -> None:
+    def __init__(self, books: Books, listeners: Sequence[Listener]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.books, self.progress = books, progress
+        self.books, self.listeners = books, listeners
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if result["status"] != "running":
             return str(TrialScheduler.CONTINUE)
         number = trial.config["number"]
         stop = self.books.report(number, result["step"], result["loss"])
-        self.progress.step(number, result["progress"])
+        for listener in self.listeners:
+            listener.reported(number, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
 
 def _gpu_share(placement: Placement, gpus: float) -> float:
     if placement.gpus_per_trial is None:
         return 1.0 if gpus else 0.0
+    assert placement.gpus_per_trial != "auto"
     placement.require_gpus(gpus)
     return placement.gpus_per_trial
 

@@ -8,13 +8,14 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
 import pytest
@@ -152,6 +153,13 @@ class Running:
         # Two idle helpers of Ray's look for their killed cluster for a minute before they leave.
         self.require_gone(but="Agent")
 
+    def kill_all(self) -> None:
+        """Kill every process of the session, as the loss of a machine does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def processes(self) -> dict[int, str]:
         """Return the session's living processes: the command lines by process id."""
         alive = {}
@@ -211,3 +219,30 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         running.process.wait()
+
+
+RAY = "import os; os.environ['PYTHONPATH'] = {path!r}; from ray.scripts.scripts import main; main()"
+QUIET = "--disable-usage-stats --block"
+
+
+@pytest.fixture
+def cluster(start: Callable[..., Any], free_port: int) -> Iterator[Callable[..., Any]]:
+    """Return a function that starts a worker node, at an address that stands in ``cluster.address``."""
+    address = f"127.0.0.1:{free_port}"
+    # A short name: the paths of Ray's sockets may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="w", ignore_cleanup_errors=True) as folder:
+        head = f"start --head --include-dashboard false --port {free_port} --node-ip-address 127.0.0.1 --num-cpus 0"
+        arguments = [*head.split(), *QUIET.split(), "--temp-dir", folder]
+        running = start(*arguments, script=RAY.format(path=""))
+        running.until(lambda: "Ray runtime started" in running.out.read_text())
+
+        def begin_node(path: str = "") -> Any:
+            worker = ["start", "--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", 1]
+            node = start(*worker, *QUIET.split(), script=RAY.format(path=path))
+            node.until(lambda: "Ray runtime started" in node.out.read_text())
+            return node
+
+        begin_node.address = address  # type: ignore[attr-defined]
+        yield begin_node
+        running.process.terminate()
+        running.require_gone(but="Agent", seconds=90)

@@ -6,7 +6,8 @@ from widthwise.proxies._lazy import exported
 
 if TYPE_CHECKING:
     from widthwise.transfer.checking.calibrating import calibrated
-    from widthwise.transfer.checking.running import CheckOptions, CheckResult, check
+    from widthwise.transfer.checking.options import CheckOptions
+    from widthwise.transfer.checking.running import CheckResult, check
     from widthwise.transfer.custom_rule import CustomRule
     from widthwise.transfer.horizons import HorizonRule, horizon_rules
     from widthwise.transfer.launch_options import LaunchOptions
@@ -48,7 +49,8 @@ __getattr__, __dir__ = exported(
     __name__,
     {
         "checking.calibrating": "calibrated",
-        "checking.running": "CheckOptions CheckResult check",
+        "checking.options": "CheckOptions",
+        "checking.running": "CheckResult check",
         "custom_rule": "CustomRule",
         "horizons": "HorizonRule horizon_rules",
         "launch_options": "LaunchOptions",

@@ -215,6 +215,8 @@ def _choices(hint: Any) -> list[str]:
     inner = get_args(hint)
     if get_origin(hint) is Literal:
         return [str(value) for value in inner]
+    if {int, float} & set(inner):
+        return []
     return [value for one in inner for value in _choices(one)]
 
 
@@ -235,15 +237,19 @@ def _numbers() -> ConstructorRegistry:
             return _number("INT", int, "a whole number")
         if info.type in (float, float | None):
             return _number("FLOAT", float, "a number")
+        if info.type == float | Literal["auto"] | None:
+            return _number("FLOAT|auto", float, "a number or auto", word="auto")
         return None
 
     return registry
 
 
 def _number(
-    metavar: str, convert: Callable[[str], float], described: str
-) -> PrimitiveConstructorSpec[float | None]:
-    def read(args: list[str]) -> float:
+    metavar: str, convert: Callable[[str], float], described: str, *, word: str | None = None
+) -> PrimitiveConstructorSpec[Any]:
+    def read(args: list[str]) -> float | str:
+        if args[0] == word:
+            return word
         try:
             value = convert(args[0])
         except ValueError:
@@ -256,6 +262,6 @@ def _number(
         nargs=1,
         metavar=metavar,
         instance_from_str=read,
-        is_instance=lambda value: value is None or isinstance(value, int | float),
+        is_instance=lambda value: value is None or value == word or isinstance(value, int | float),
         str_from_instance=lambda value: [str(value)],
     )

@@ -6,14 +6,14 @@ fp32, the passes under bf16 autocast.
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from widthwise.proxies.footprint import Footprint
 from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.launch_options import LaunchOptions, require_possible
+from widthwise.transfer.launch_options import LaunchOptions, passes, require_possible
 from widthwise.transfer.own_model import asked, build_of, table_of, trace
 from widthwise.transfer.plan import Plan
 
@@ -87,7 +87,7 @@ class DryRun:
     def sequences(self) -> int:
         """Sequences that a worker takes through a pass."""
         sequences = self.plan.horizon.sequences(self.plan.model.context)
-        return sequences // (self.workers * self.options.accumulate)
+        return ceil(ceil(sequences / self.workers) / self.options.accumulate)
 
     @property
     def tokens(self) -> int:
@@ -126,6 +126,7 @@ class DryRun:
                 "parallel": self.options.parallel,
                 "nodes": self.nodes,
                 "workers": self.workers,
+                "min_workers": self.options.fewest,
                 "shards": self.shards,
                 "replicas": self.workers // self.shards,
                 "passes": self.options.accumulate,
@@ -188,6 +189,15 @@ class DryRun:
             return f"at {speed.tflops_per_worker:g} TFLOP/s per worker"
         return "unknown: give --tflops-per-worker or --tokens-per-second"
 
+    def _fewest(self) -> str:
+        fewest, options = self.options.fewest, self.options
+        parts = passes(options.accumulate, wanted=options.workers, there=fewest)
+        updated = {"workers": fewest, "min_workers": None, "accumulate": parts}
+        left = replace(self, options=options.model_copy(update=updated), nodes=1)
+        held = _gib(sum(left.memory.values()))
+        each = f"{parts} pass(es) of {left.sequences} sequences, {held} per worker"
+        return f"where only {fewest} workers are left: {each}"
+
     def parameters(self) -> "Table":
         """Return every parameter's kind, η and λ, as a table for a terminal."""
         from rich.table import Column, Table
@@ -214,6 +224,8 @@ class DryRun:
             each = f"all {_gib(states)} of weights, gradients and moments"
             shared = f"with --parallel fsdp, {_gib(states / self.workers)}"
             lines.append(f"every worker holds {each}; {shared}")
+        if self.options.fewest < self.workers:
+            lines.append(self._fewest())
         if self.options.model is not None:
             lines.append(f"{self.options.model}: {asked(self.plan)}")
         return lines

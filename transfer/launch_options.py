@@ -1,5 +1,6 @@
 """How a target run is carried out, and which of these ways a plan allows."""
 
+from math import ceil
 from typing import Literal
 
 from pydantic import Field
@@ -17,9 +18,11 @@ class LaunchOptions(Record):
         data: ``python``, a text file, a ``.bin`` shard or a folder of them, as every node sees it.
         seed: decides initialisation and batches.
         workers: workers that share every batch.
+        min_workers: fewest workers that an elastic run goes on with, where others have left; None needs all.
         parallel: ``ddp`` has the whole model on every worker, ``fsdp`` (FSDP2) a part of it, ``hsdp`` parts on
             the workers of each node, and replicas of them across nodes.
-        accumulate: passes forward and backward for each worker's share of a batch.
+        accumulate: passes forward and backward for each worker's share of a batch; fewer workers take more, of as
+            many sequences each.
         recompute: whether activations are computed again in the backward pass, which saves their memory.
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         keep: checkpoints to keep.
@@ -42,6 +45,7 @@ class LaunchOptions(Record):
     data: str = "python"
     seed: Seed = 0
     workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
@@ -59,12 +63,22 @@ class LaunchOptions(Record):
     overrides: dict[str, Kind] = Field(default_factory=dict)
     transposed: tuple[str, ...] = ()
 
+    @property
+    def fewest(self) -> int:
+        """Fewest workers that the run goes on with."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+
+def passes(accumulate: int, *, wanted: int, there: int) -> int:
+    """Return the passes of a share, where `there` of the `wanted` workers are there: none is larger than planned."""
+    return ceil(accumulate * wanted / there)
+
 
 def require_possible(plan: Plan, options: LaunchOptions) -> int:
     """Return the sequences of a batch, where a run of `plan` can be carried out so; data are not looked at.
 
     Raises:
-        ConfigError: the workers, or their passes, do not share a batch evenly, or something that is an own
+        ConfigError: all workers together, or their passes, do not share a batch evenly, or something that is an own
             model's is asked of the GPT.
     """
     for name in ("overrides", "transposed"):
@@ -75,6 +89,7 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
         options.module_decay.require(tuned.decay, tuned.threshold)
     if options.abort_on == "alarm" and (options.unwatched or options.model is not None):
         raise ConfigError("abort_on: must not be 'alarm' where the run is not watched")
+    _require_range(options)
     sequences = plan.horizon.sequences(plan.model.context)
     if sequences % options.workers:
         raise ConfigError(f"workers: must divide the {sequences} sequences of a batch, got {options.workers}")
@@ -83,3 +98,10 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
         rule = f"must divide the {share} sequences of a worker's share of a batch"
         raise ConfigError(f"accumulate: {rule}, got {options.accumulate}")
     return sequences
+
+
+def _require_range(options: LaunchOptions) -> None:
+    if options.fewest > options.workers:
+        raise ConfigError(f"min_workers: must be <= workers {options.workers}, got {options.fewest}")
+    if options.fewest < options.workers and options.parallel == "hsdp":
+        raise ConfigError("workers: a range needs parallel 'ddp' or 'fsdp', got 'hsdp'")

@@ -14,27 +14,26 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from widthwise.proxies.building import OwnModel
-from widthwise.proxies.checkpoint_store import last_step
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.storage import Place, place
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
+from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.run_folder import require_folder
-from widthwise.transfer.target_worker import train_worker
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
 
-# Times that Ray Train starts the workers again after one died.
-RETRIES = 3
+SECONDS_BETWEEN_RESIZES = 10.0
+"""Between Ray Train's looks whether a run that is short of workers can have more."""
 
 
 def launch(
@@ -65,7 +64,7 @@ def launch(
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
-        RunError: where the workers kept failing; the checkpoint remains.
+        RunError: a worker's own code failed, the disk is full, or workers kept dying; the last checkpoint remains.
     """
     options = options or LaunchOptions()
     out = place(out)
@@ -90,6 +89,7 @@ def launch(
     if own is not None and show_progress:
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
+        room_for(out),
         locked(out),
         following(
             out,
@@ -104,7 +104,7 @@ def launch(
         ) as ray,
         _interruptible(),
     ):
-        resources = _resources(ray.cluster_resources(), options.workers, local=address is None)
+        resources = _resources(ray.cluster_resources(), options, local=address is None)
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
         (out / "result.json").unlink(missing_ok=True)
@@ -150,12 +150,7 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
     return watch
 
 
-def last_checkpoint(out: Place) -> int | None:
-    """Return the step of the latest whole checkpoint in a run's folder, or None."""
-    return last_step(out / "checkpoints")
-
-
-def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> dict[str, int]:
+def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:
     """Return what each worker gets: a GPU where there are any, and the cores of a local machine.
 
     Raises:
@@ -163,9 +158,23 @@ def _resources(cluster: Mapping[str, float], workers: int, *, local: bool) -> di
     """
     for name in ("GPU", "CPU"):
         there = cluster.get(name, 0)
-        if workers > there and (there or name == "CPU"):
-            raise ConfigError(f"workers: must be <= the {there:g} {name}s that Ray has, got {workers}")
-    return {"CPU": max(1, _cores() // workers) if local else 1, "GPU": int("GPU" in cluster)}
+        if options.fewest > there and (there or name == "CPU"):
+            raise ConfigError(f"workers: must be <= the {there:g} {name}s that Ray has, got {options.fewest}")
+    return {"CPU": max(1, _cores() // options.workers) if local else 1, "GPU": int("GPU" in cluster)}
+
+
+def _scaling(options: LaunchOptions, resources: dict[str, int]) -> Any:
+    """Return what Ray Train is to start: a number of workers, or between the fewest and the most."""
+    from ray import train
+
+    elastic = options.fewest < options.workers
+    config: Any = train.ScalingConfig  # whose types are those of another version of Ray Train
+    return config(
+        num_workers=(options.fewest, options.workers) if elastic else options.workers,
+        elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
+        use_gpu=bool(resources["GPU"]),
+        resources_per_worker=resources,
+    )
 
 
 def _cores() -> int:
@@ -184,6 +193,9 @@ def _train(
     from ray import train
     from ray.train.torch import TorchTrainer
 
+    from widthwise.transfer.restarts import Restarts
+    from widthwise.transfer.worker import train_worker
+
     # Of this machine where there is no file system: what Ray Train keeps there is for this run alone.
     scratch = out / ".ray" if isinstance(out, Path) else Path(tempfile.mkdtemp(prefix="ww-"))
     trainer = TorchTrainer(
@@ -195,22 +207,24 @@ def _train(
             "watch": None if watch is None else watch.model_dump_json(by_alias=True),
             "abort_on_alarm": options.abort_on == "alarm",
             "peak_tflops": options.peak_tflops,
+            "workers": options.workers,
             "threads": resources["CPU"],
             "outcome": {"rule": rule, "width": spec.model.width},
         },
-        scaling_config=train.ScalingConfig(
-            num_workers=options.workers,
-            use_gpu=bool(resources["GPU"]),
-            resources_per_worker=resources,
-        ),
+        scaling_config=_scaling(options, resources),
         run_config=train.RunConfig(
-            storage_path=str(scratch), failure_config=train.FailureConfig(max_failures=RETRIES)
+            storage_path=str(scratch),
+            failure_config=train.FailureConfig(max_failures=-1),
+            callbacks=[cast(Any, Restarts(out))],
         ),
     )
     try:
         trainer.fit()
     except train.TrainingFailedError as error:
-        raise RunError(f"{_cause(error)}; go on with --resume") from error
+        cause = getattr(error, "controller_failure", error)
+        if isinstance(cause, RunError):
+            raise cause from None
+        raise RunError(f"{type(cause).__name__}: {first_line(cause)}; go on with --resume") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -265,12 +279,3 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _cause(error: Exception) -> str:
-    """Return the first worker's own complaint, without Ray's traceback around it."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    told = str(cause).strip().rpartition("\n")[2]
-    ours = isinstance(cause, ConfigError | RunError) or type(cause).__module__.startswith("ray.")
-    return told if ours else f"{type(cause).__name__}: {told}"

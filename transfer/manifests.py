@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,6 +30,7 @@ class Job:
         files: Python files of the user's own rule and model, by path; a RayJob carries them.
         out: the run's folder, absolute.
         workers: data-parallel workers, a GPU each.
+        fewest: workers that the run goes on with, where others have left.
         nodes: machines that they are spread over.
     """
 
@@ -37,6 +39,7 @@ class Job:
     files: Mapping[str, str] = field(default_factory=dict)
     out: str
     workers: int
+    fewest: int
     nodes: int
 
     def __post_init__(self) -> None:
@@ -48,6 +51,11 @@ class Job:
         """Workers on a node."""
         return self.workers // self.nodes
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the run goes on without some of its workers."""
+        return self.fewest < self.workers
+
 
 def slurm_script(job: Job) -> str:
     """Return a batch script; submitted again, it goes on from the run's last checkpoint.
@@ -55,6 +63,9 @@ def slurm_script(job: Job) -> str:
     Ray's own status is not trusted: the script succeeds where ``result.json`` says that the run completed.
     """
     out = shlex.quote(job.out)
+    # Slurm ends a job, and a step of it, when one of its nodes fails, unless it is told not to.
+    spared = "#SBATCH --no-kill\n" if job.elastic else ""
+    step = "srun --no-kill" if job.elastic else "srun"
     return f"""#!/bin/bash
 #SBATCH --job-name=widthwise
 #SBATCH --nodes={job.nodes}
@@ -62,7 +73,7 @@ def slurm_script(job: Job) -> str:
 #SBATCH --gpus-per-node={job.per_node}
 #SBATCH --cpus-per-task={CPUS_PER_WORKER * job.per_node}
 #SBATCH --exclusive
-#SBATCH --requeue
+{spared}#SBATCH --requeue
 #SBATCH --open-mode=append
 # Submit it from the folder with the recipe and your own rule or model, which all nodes see, where widthwise and ray are
 # on the PATH of every node; add --partition, --account and --time as your site asks for them.
@@ -81,7 +92,7 @@ export RAY_USAGE_STATS_ENABLED=0
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | cut -d ' ' -f 1):6379
-srun --nodes={job.nodes} --ntasks={job.nodes} \\
+{step} --nodes={job.nodes} --ntasks={job.nodes} \\
   ray symmetric-run --address "$address" --min-nodes {job.nodes} --num-gpus={job.per_node} -- "${{launch[@]}}"
 grep -q '"status": "completed"' "$out/result.json"
 """
@@ -162,7 +173,7 @@ def _cluster(job: Job, image: str, claim: str, mount: str) -> dict[str, Any]:
             {
                 "groupName": "workers",
                 "replicas": job.nodes,
-                "minReplicas": job.nodes,
+                "minReplicas": ceil(job.fewest / job.per_node),
                 "maxReplicas": job.nodes,
                 "rayStartParams": {},
                 "template": _pod("ray-worker", image, gpus, claim, mount),

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import write_atomic
 from widthwise.proxies.outcome import Metrics
 from widthwise.proxies.storage import Place
+from widthwise.transfer.tensorboard import TensorBoard
 from widthwise.transfer.watching.alarms import Watcher, measured
 from widthwise.transfer.watching.records import Watch
 from widthwise.transfer.watching.telling import first_of_each
@@ -35,7 +37,7 @@ class Log:
     """A run's evaluations and alarms: every worker compares, and the one that writes writes.
 
     Args:
-        out: the run's folder, for ``metrics.jsonl`` and ``alarms.jsonl``; None writes nothing.
+        out: the run's folder, for ``metrics.jsonl``, ``alarms.jsonl`` and ``tensorboard``; None writes nothing.
         watch: what the run is compared with, or None.
         peak: floating-point operations a second that the device of each of all workers could do, together; None
             where unknown.
@@ -49,6 +51,7 @@ class Log:
         self.watcher = None if watch is None else Watcher(watch)
         self.metrics = None if out is None else StepLines(out / "metrics.jsonl")
         self.alarms = None if out is None else StepLines(out / "alarms.jsonl")
+        self.tensorboard = TensorBoard(out) if isinstance(out, Path) else None
 
     def add(self, metrics: Metrics) -> bool:
         """Take an evaluation; return whether the run should stop."""
@@ -59,6 +62,8 @@ class Log:
             # The alarms first: who reads an evaluation has its alarms.
             self.alarms.add(metrics.step, [asdict(alarm) for alarm in found])
             self.metrics.add(metrics.step, [{**asdict(metrics), **self._utilisation(metrics)}])
+            if self.tensorboard is not None:
+                self.tensorboard.draw(self.metrics.lines)
         return self.abort and bool(found)
 
     def ending(self) -> dict[str, Any]:

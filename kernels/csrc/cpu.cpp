@@ -1,4 +1,4 @@
-// AdamHC on CPU threads: one parallel region for all tensors of an optimizer. kernels/cpu.py calls it by ctypes.
+// AdamHC and SGDC on CPU threads: one parallel region for all tensors of an optimizer. kernels/cpu.py calls it by ctypes.
 //
 // The work is cut into chunks that depend on the tensors' sizes alone, and sums are combined in the order of the
 // chunks, so that one thread and many give the same bits.
@@ -9,14 +9,6 @@
 using namespace adamhc;
 
 namespace {
-
-// A tensor of which some may be narrow. kernels/cpu.py packs it.
-struct Precise {
-    Record record;     // theta: the weights or their master copy; null where `weights` are all there is
-    Narrow* weights;   // null if they are float
-    Long stream;       // what the random numbers start from
-    long long narrow;  // boolean: m and v are
-};
 
 constexpr long long BLOCK = 1024;        // elements of one float sum: they are in the first cache
 constexpr long long LANES = 32;          // float sums side by side, whatever the processor's vectors are
@@ -90,23 +82,26 @@ inline void fetch(const float* values) {
     for (long long k = 0; k < LANES; k += 16) __builtin_prefetch(values + AHEAD + k);
 }
 
-// Updates a block, which is not in a cache if `far`; returns Σ|θ'| of it with a Huber decay, the one that abs_sum gives.
-template <Decay decay>
+// Updates a block, which is not in a cache if `far`; returns Σ|θ'| of it, the one that abs_sum gives.
+template <Rule rule, bool proximal>
 float update_block(float* __restrict theta, const float* __restrict grad, float* __restrict m,
-                   float* __restrict v, long long n, const Coefficients c, bool far) {
+                   float* __restrict v, long long n, Coefficients c, bool far) {
+    c.proximal = proximal;  // known to the compiler
     Lanes lanes;
     const auto element = [&](long long i, float& lane) __attribute__((always_inline)) {
-        float new_theta = theta[i], new_m = m[i], new_v = v[i];
-        update<decay>(new_theta, grad[i], new_m, new_v, c);
+        float new_theta = theta[i], new_m = m[i], new_v = rule == ADAM ? v[i] : 0;
+        update<rule>(new_theta, grad[i], new_m, new_v, c);
         theta[i] = new_theta;
         m[i] = new_m;
-        v[i] = new_v;
-        if (is_huber(decay)) lane += fabsf(new_theta);
+        if (rule == ADAM) v[i] = new_v;
+        lane += fabsf(new_theta);
     };
     long long i = 0;
     for (; i + LANES <= n; i += LANES) {
-        if (far)
-            for (const float* values : {(const float*)theta, grad, (const float*)m, (const float*)v}) fetch(values + i);
+        if (far) {
+            for (const float* values : {(const float*)theta, grad, (const float*)m}) fetch(values + i);
+            if (rule == ADAM) fetch(v + i);
+        }
 #pragma omp simd
         for (long long k = 0; k < LANES; ++k) element(i + k, lanes.sums[k]);
     }
@@ -114,14 +109,11 @@ float update_block(float* __restrict theta, const float* __restrict grad, float*
     return lanes.total();
 }
 
-float update_block(float* theta, const float* grad, float* m, float* v, long long n, const Coefficients& k, Decay decay,
+float update_block(float* theta, const float* grad, float* m, float* v, long long n, const Coefficients& k, Rule rule,
                    bool far) {
-    switch (decay) {
-        case NONE: return update_block<NONE>(theta, grad, m, v, n, k, far);
-        case L2: return update_block<L2>(theta, grad, m, v, n, k, far);
-        case HUBER: return update_block<HUBER>(theta, grad, m, v, n, k, far);
-        default: return update_block<HUBER_PROX>(theta, grad, m, v, n, k, far);
-    }
+    const auto update = rule == ADAM ? (k.proximal ? update_block<ADAM, true> : update_block<ADAM, false>)
+                                     : (k.proximal ? update_block<SGD, true> : update_block<SGD, false>);
+    return update(theta, grad, m, v, n, k, far);
 }
 
 float* widen(float* wide, const Narrow* values, long long n) {
@@ -140,38 +132,41 @@ struct Rounding {
     }
 };
 
-// Updates a block of a tensor of which some is narrow, by way of float copies that stay in the first cache.
-float update_narrow(const Precise& p, const void* grad, long long start, long long n, const Coefficients& k,
-                    Decay decay) {
+// Returns a moment's block as float: its own memory, or in `wide` a copy of what is narrow or zeros for what is not there.
+float* moment(float* wide, void* moments, const Record& r, long long start, long long n) {
+    if (!moments) return (float*)memset(wide, 0, n * sizeof(float));
+    return r.narrow ? widen(wide, (const Narrow*)moments + start, n) : (float*)moments + start;
+}
+
+// Updates a block of a tensor of which something is narrow or not there, by way of float copies that stay in the
+// first cache.
+float update_narrow(const Record& r, const void* grad, long long start, long long n, const Coefficients& k,
+                    Rule rule) {
     alignas(64) float wide[4][BLOCK];
-    const Record& r = p.record;
-    const Rounding round = {p.stream, (Long)*r.step, start};
-    Narrow *narrow = p.weights + start, *narrow_m = (Narrow*)r.m + start, *narrow_v = (Narrow*)r.v + start;
+    const Rounding round = {r.stream, (Long)*r.step, start};
+    Narrow* narrow = r.weights + start;
     float* theta = r.theta ? r.theta + start : widen(wide[0], narrow, n);
-    const float* g = p.weights ? widen(wide[1], (const Narrow*)grad + start, n) : (const float*)grad + start;
-    float* m = p.narrow ? widen(wide[2], narrow_m, n) : r.m + start;
-    float* v = p.narrow ? widen(wide[3], narrow_v, n) : r.v + start;
-    float sum = update_block(theta, g, m, v, n, k, decay, false);
-    if (p.narrow) {
-        round(narrow_m, m, n, FIRST_MOMENT);
-        round(narrow_v, v, n, SECOND_MOMENT);
-    }
-    if (p.weights && r.theta)
+    const float* g = r.weights ? widen(wide[1], (const Narrow*)grad + start, n) : (const float*)grad + start;
+    float* m = moment(wide[2], r.m, r, start, n);
+    float* v = moment(wide[3], r.v, r, start, n);
+    float sum = update_block(theta, g, m, v, n, k, rule, false);
+    if (r.narrow && r.m) round((Narrow*)r.m + start, m, n, FIRST_MOMENT);
+    if (r.narrow && r.v) round((Narrow*)r.v + start, v, n, SECOND_MOMENT);
+    if (r.weights && r.theta)
         for (long long i = 0; i < n; ++i) narrow[i] = nearest(theta[i]);
-    else if (p.weights) {
+    else if (r.weights) {
         round(narrow, theta, n, WEIGHTS);
-        if (is_huber(decay)) sum = abs_sum(widen(theta, narrow, n), n);
+        sum = abs_sum(widen(theta, narrow, n), n);
     }
     return sum;
 }
 
-// Updates a chunk; returns Σ|θ'| of it with a Huber decay.
-double update_chunk(const Precise& p, const void* grad, const Chunk& chunk, const Coefficients& k, Decay decay,
-                    bool far) {
-    const Record& r = p.record;
+// Updates a chunk; returns Σ|θ'| of it.
+double update_chunk(const Record& r, const void* grad, const Chunk& chunk, const Coefficients& k, Rule rule, bool far) {
     return sum_blocks(chunk, [&](long long i, long long n) {
-        if (p.weights || p.narrow) return update_narrow(p, grad, i, n, k, decay);
-        return update_block(r.theta + i, (const float*)grad + i, r.m + i, r.v + i, n, k, decay, far);
+        if (r.weights || r.narrow || !r.m) return update_narrow(r, grad, i, n, k, rule);
+        float* const v = rule == ADAM ? (float*)r.v + i : nullptr;
+        return update_block(r.theta + i, (const float*)grad + i, (float*)r.m + i, v, n, k, rule, far);
     });
 }
 
@@ -220,23 +215,23 @@ struct Values {
 
 extern "C" {
 
-// One step in place: θ, m, v and the 0-dim state of every tensor.
-void adamhc_step(const Options* options, const Precise* tensors, const void* const* grads, long long count,
+// One step in place: weights, moments and the 0-dim state of every tensor.
+void adamhc_step(const Options* options, const Record* tensors, const void* const* grads, long long count,
                  float grad_factor, int threads) {
     std::vector<Coefficients> coefficients(count);
     for (long long i = 0; i < count; ++i)
-        coefficients[i] = begin_step(options[tensors[i].record.options], tensors[i].record, grad_factor);
-    const auto chunks = cut(count, [&](long long i) { return tensors[i].record.numel; });
+        coefficients[i] = begin_step(options[tensors[i].options], tensors[i], grad_factor);
+    const auto chunks = cut(count, [&](long long i) { return tensors[i].numel; });
     std::vector<double> sums(chunks.size());
     const bool far = elements_of(chunks) > CACHED;
     for_each(chunks, threads, [&](long long i) {
         const long long k = chunks[i].tensor;
-        const Decay decay = options[tensors[k].record.options].decay;
-        sums[i] = update_chunk(tensors[k], grads[k], chunks[i], coefficients[k], decay, far);
+        const Rule rule = options[tensors[k].options].rule;
+        sums[i] = update_chunk(tensors[k], grads[k], chunks[i], coefficients[k], rule, far);
     });
     const auto totals = per_tensor(count, chunks, sums);
     for (long long i = 0; i < count; ++i)
-        if (is_huber(options[tensors[i].record.options].decay)) end_step(tensors[i].record, totals[i]);
+        if (is_huber(options[tensors[i].options].decay)) end_step(tensors[i], totals[i]);
 }
 
 // mean|θ| of every tensor, by the sums that a step does, so that both give the same bits.

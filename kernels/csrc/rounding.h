@@ -9,9 +9,7 @@
 
 namespace adamhc {
 
-typedef unsigned short Narrow;  // the bits of a bfloat16
 typedef unsigned int Word;
-typedef unsigned long long Long;
 
 enum Rounded : long long { WEIGHTS, FIRST_MOMENT, SECOND_MOMENT };
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widthwise.kernels import plan
+from widthwise.kernels import records
 from widthwise.kernels.cuda import driver
+from widthwise.kernels.records import Rule
 
 # Of csrc/adamhc.cu.
 CAPACITY = 2048
@@ -17,17 +18,17 @@ CHUNK = 1 << 14
 
 # The structs of csrc/adamhc.cu.
 POINTERS = struct.Struct("=2Q")
-GROUP_SIZE = plan.OPTIONS.size + POINTERS.size
+GROUP_SIZE = records.OPTIONS.size + POINTERS.size
 BATCH = struct.Struct("=8Q")
 
 
-def group_row(group: dict[str, Any], device: torch.device) -> bytes:
+def group_row(rule: Rule, group: dict[str, Any], device: torch.device) -> bytes:
     """Pack a group's options; a learning rate that is a tensor on `device` is read there, at each step."""
     lr, pointers = group["lr"], [0, 0]
     if is_on_device(lr, device):
         pointers[lr.dtype is torch.float64] = lr.data_ptr()
         lr = 0.0
-    return plan.pack_options(group, lr) + POINTERS.pack(*pointers)
+    return rule.pack_options(group, lr) + POINTERS.pack(*pointers)
 
 
 def is_on_device(lr: object, device: torch.device) -> bool:
@@ -35,20 +36,18 @@ def is_on_device(lr: object, device: torch.device) -> bool:
     return isinstance(lr, Tensor) and lr.device == device and lr.dtype in (torch.float32, torch.float64)
 
 
-def record(tensors: Sequence[Tensor], group: int) -> bytes:
-    """Pack a tensor's weights and state, in the order of csrc/adamhc.h's Record, and its group's index."""
-    return plan.pack_record(list(map(Tensor.data_ptr, tensors)), 0.0, tensors[0].numel(), group)
-
-
 class Batch:
-    """Up to `CAPACITY` tensors on one device, with `sizes` elements each; what it points to must stay alive.
+    """Up to `CAPACITY` tensors on one device, with `sizes` elements each, whose update is `kernel`.
 
-    The addresses of its own tables never change, so that a captured graph may keep them.
+    What it points to must stay alive. The addresses of its own tables never change, so that a captured graph may
+    keep them.
     """
 
-    def __init__(self, device: torch.device, sizes: list[int], records: bytes, groups: int) -> None:
+    def __init__(
+        self, device: torch.device, sizes: list[int], packed: bytes, groups: int, kernel: str = ""
+    ) -> None:
         assert len(sizes) <= CAPACITY
-        self.device, self.count = device, len(sizes)
+        self.device, self.count, self.kernel = device, len(sizes), kernel
         # Tables are made on the host, whatever torch's default device is.
         counts = (torch.tensor(sizes, dtype=torch.int64, device="cpu") + CHUNK - 1) // CHUNK
         first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -58,7 +57,7 @@ class Batch:
         self._sums = torch.empty(self._chunks, dtype=torch.float64, device=device)
         self._values = b""
         self._values_there = self._table(bytes(groups * GROUP_SIZE + 8 * self.count))
-        self._tables = [self._table(content) for content in (records, _bytes(chunks), _bytes(first))]
+        self._tables = [self._table(content) for content in (packed, _bytes(chunks), _bytes(first))]
         self._scales = self._values_there.data_ptr() + groups * GROUP_SIZE
         self._arguments = ctypes.create_string_buffer(BATCH.size)
         self._gradients = ctypes.create_string_buffer(8 * CAPACITY)
@@ -77,7 +76,7 @@ class Batch:
         """Do one step in place, from gradients that are contiguous, and 0-dim float32 tensors on the device."""
         struct.pack_into(f"={self.count}Q", self._gradients, 0, *map(Tensor.data_ptr, grads))
         self._point(factor, found_inf)
-        driver.launch(self.device, "adamhc_update", self._chunks, self._arguments, self._gradients)
+        driver.launch(self.device, self.kernel, self._chunks, self._arguments, self._gradients)
         driver.launch(self.device, "adamhc_finish", self.count, self._arguments)
 
     def measure(self) -> None:

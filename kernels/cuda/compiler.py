@@ -114,7 +114,7 @@ def cubin(architecture: str, cuda: str | None) -> bytes:
 
     def compiled() -> bytes:
         _logger.warning(
-            "compiling %s with NVRTC %s for %s: once, for a second or two",
+            "compiling %s with NVRTC %s for %s: once, for a few seconds",
             SOURCE.name,
             found.name,
             architecture,

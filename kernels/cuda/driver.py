@@ -6,6 +6,7 @@ the device.
 
 import ctypes
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor
 from widthwise.kernels.cuda import compiler
 
 THREADS = 256  # of csrc/adamhc.cu
-KERNELS = ("adamhc_update", "adamhc_finish", "adamhc_measure", "adamhc_means")
+# By rule, what weights are kept in, and what moments are kept in.
+UPDATES = tuple(
+    map("_".join, product(("adamhc", "sgdc"), ("float32", "master", "bfloat16"), ("float32", "bfloat16")))
+)
+KERNELS = (*UPDATES, "adamhc_finish", "adamhc_measure", "adamhc_means")
 
 Buffer = ctypes.Array[ctypes.c_char]
 

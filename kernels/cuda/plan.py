@@ -1,6 +1,7 @@
 """The CUDA back end: the step of all tensors in two launches, with nothing that waits for the device.
 
-It takes contiguous float32 parameters on CUDA devices; `widthwise.kernels.adamhc` leaves any other to the
+Tensors that are kept in other dtypes, or with and without a master copy, take two launches more. It takes
+contiguous float32 and bfloat16 parameters on CUDA devices; `widthwise.kernels.base` leaves any other to the
 reference. The state's 0-dim tensors (`step`, `abs_mean`, …) are on the device, where the kernels keep them.
 
 In a captured graph (`torch.cuda.graph`), a step reads from the device: the learning rate, which must be a tensor
@@ -9,8 +10,8 @@ there; the step count; the clip factor; `found_inf`; and the groups' other optio
 """
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,14 +21,16 @@ from widthwise.kernels import plan, reference
 from widthwise.kernels.cuda import batch, driver
 from widthwise.kernels.cuda.batch import CAPACITY, Batch
 from widthwise.kernels.plan import Work
-from widthwise.kernels.precision import DEFAULT, Precision, State
+from widthwise.kernels.precision import NARROW, Precision, State
+from widthwise.kernels.records import Rule, has_narrow, pack_record
 
 
-def fits(param: Tensor, precision: Precision = DEFAULT) -> bool:
+def fits(param: Tensor) -> bool:
     """Tell whether this back end takes the parameter."""
     plain = type(param) is nn.Parameter or type(param) is Tensor
-    plain = plain and precision.moment_dtype(param) is torch.float32
-    return plain and driver.reaches(param) and param.dtype is torch.float32 and param.is_contiguous()
+    return (
+        plain and driver.reaches(param) and param.dtype in (torch.float32, NARROW) and param.is_contiguous()
+    )
 
 
 def abs_means(params: Sequence[Tensor]) -> Tensor:
@@ -38,7 +41,7 @@ def abs_means(params: Sequence[Tensor]) -> Tensor:
     for start in range(0, len(params), CAPACITY):
         some = params[start : start + CAPACITY]
         rows = [
-            batch.record([param, *[unused] * 3, mean, unused], 0)
+            pack_record(param, None, (), (unused, mean, unused))
             for param, mean in zip(some, means[start:].unbind(), strict=False)
         ]
         Batch(device, list(map(Tensor.numel, some)), b"".join(rows), 0).measure()
@@ -52,7 +55,7 @@ def check_not_capturing() -> None:
 
 
 class Plan(plan.Plan):
-    """Parameters that are updated in two launches, or two for each device and `CAPACITY` tensors.
+    """Parameters that are updated in two launches, or two for each device, way of keeping, and `CAPACITY` tensors.
 
     It holds, too, while decay scales change, so that captured graphs keep its tables.
     """
@@ -62,11 +65,12 @@ class Plan(plan.Plan):
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, State],
         work: list[Work],
-        precision: Precision = DEFAULT,
+        rule: Rule,
+        precision: Precision,
         *,
         complete: bool,
     ) -> None:
-        super().__init__(groups, state, work, precision, complete=complete)
+        super().__init__(groups, state, work, rule, precision, complete=complete)
         self._batches = list(self._cut())
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
@@ -94,19 +98,29 @@ class Plan(plan.Plan):
             there.send(self._values(there.device, members))
 
     def _cut(self) -> Iterator[tuple[Batch, list[int]]]:
-        """Cut the work into batches of a device; yield each with its tensors' places in the plan."""
-        records = list(chain.from_iterable(map(_records, range(len(self._work)), self._work)))
-        for device in dict.fromkeys(param.device for param in self._params):
-            places = [i for i, param in enumerate(self._params) if param.device == device]
+        """Cut the work into batches of a device and a kernel; yield each with its tensors' places in the plan."""
+        records, alike = list(self._records()), defaultdict(list)
+        for place, (param, kernel) in enumerate(zip(self._params, self._kernels(), strict=True)):
+            alike[param.device, kernel].append(place)
+        for (device, kernel), places in alike.items():
             for start in range(0, len(places), CAPACITY):
                 members = places[start : start + CAPACITY]
                 sizes = [self._params[i].numel() for i in members]
                 packed = b"".join(records[i] for i in members)
-                yield Batch(device, sizes, packed, len(self._work)), members
+                yield Batch(device, sizes, packed, len(self._work), kernel), members
+
+    def _kernels(self) -> Iterator[str]:
+        """Name each tensor's update."""
+        for item in self._work:
+            names = self._rule.moments(item.group)
+            for param, state in zip(item.params, item.states, strict=True):
+                kept = ("master" if "master" in state else "bfloat16") if param.dtype is NARROW else "float32"
+                moments = "bfloat16" if has_narrow([state[name] for name in names]) else "float32"
+                yield f"{self._rule.name}_{kept}_{moments}"
 
     def _values(self, device: torch.device, members: list[int]) -> bytes:
         """Pack what may change from step to step: the groups' options and the tensors' decay scales."""
-        rows = [batch.group_row(item.group, device) for item in self._work]
+        rows = [batch.group_row(self._rule, item.group, device) for item in self._work]
         scales = [state.get("decay_scale", 1.0) for item in self._work for state in item.states]
         return b"".join(rows) + struct.pack(f"={len(members)}d", *[scales[i] for i in members])
 
@@ -125,12 +139,6 @@ class Plan(plan.Plan):
         states = [self._state.get(param, {}) for param in self._params]
         tensors = [value for own in states for value in own.values() if not isinstance(value, float)]
         return [*params, *states, *tensors]
-
-
-def _records(index: int, item: Work) -> Iterator[bytes]:
-    names = plan.names(item.group)
-    for param, state in zip(item.params, item.states, strict=True):
-        yield batch.record([param, *map(state.__getitem__, names)], index)
 
 
 def _scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from widthwise.kernels import backends
 
-from .emulation import emulate
+from .emulation import Emulation, emulate
 
 COMPILED = [pytest.param(name, marks=pytest.mark.compiler) for name in ("cpu", "cuda")]
 
@@ -31,6 +31,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(backends, "resolve", resolved)
     return str(chosen)
+
+
+@pytest.fixture
+def emulation(monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    monkeypatch.setattr(backends, "resolve", lambda name, params: name)
+    return emulate(monkeypatch)
 
 
 @pytest.fixture

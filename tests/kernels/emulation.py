@@ -73,7 +73,7 @@ def build(edit: Callable[[str], str] = str) -> ctypes.CDLL:
     compiler = next(library._compilers(), None)
     assert compiler is not None, "the emulation needs a C++ compiler"
     with tempfile.TemporaryDirectory() as folder:
-        for path in (library.CSRC / "adamhc.cu", library.CSRC / "adamhc.h"):
+        for path in (library.CSRC / "adamhc.cu", *library.CSRC.glob("*.h")):
             Path(folder, path.name).write_text(edit(path.read_text()))
         source = shutil.copy(Path(__file__).with_name("emulator.cpp"), folder)
         compiler.compile(Path(source), Path(folder) / "emulator.so")

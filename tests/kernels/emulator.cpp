@@ -10,7 +10,7 @@
 #define __device__
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __isGlobal(pointer) true
 #define __builtin_assume(condition)
@@ -18,6 +18,7 @@
 static struct { unsigned x; } threadIdx, blockIdx;
 
 static void __syncthreads();
+static unsigned long long __shfl_xor_sync(unsigned, unsigned long long value, int mask);
 
 #include "adamhc.cu"
 
@@ -31,8 +32,19 @@ const void* const* arguments;
 
 const Batch& batch() { return *(const Batch*)arguments[0]; }
 
+#define CALL(name) \
+    if (!strcmp(kernel, #name)) name(batch(), *(const Gradients*)arguments[1]);
+#define CALLS(rule)                 \
+    CALL(rule##_float32_float32)    \
+    CALL(rule##_float32_bfloat16)   \
+    CALL(rule##_master_float32)     \
+    CALL(rule##_master_bfloat16)    \
+    CALL(rule##_bfloat16_float32)   \
+    CALL(rule##_bfloat16_bfloat16)
+
 void run() {
-    if (!strcmp(kernel, "adamhc_update")) adamhc_update(batch(), *(const Gradients*)arguments[1]);
+    CALLS(adamhc)
+    CALLS(sgdc)
     if (!strcmp(kernel, "adamhc_finish")) adamhc_finish(batch());
     if (!strcmp(kernel, "adamhc_measure")) adamhc_measure(batch());
     if (!strcmp(kernel, "adamhc_means")) adamhc_means(batch());
@@ -50,6 +62,16 @@ bool resume(int thread) {
 }  // namespace
 
 static void __syncthreads() { swapcontext(&fibers[threadIdx.x], &scheduler); }
+
+// Every thread of a block comes to it. Two barriers: none overwrites what its neighbour has yet to read.
+static unsigned long long __shfl_xor_sync(unsigned, unsigned long long value, int mask) {
+    static unsigned long long values[THREADS];
+    values[threadIdx.x] = value;
+    __syncthreads();
+    const unsigned long long other = values[threadIdx.x ^ mask];
+    __syncthreads();
+    return other;
+}
 
 extern "C" void emulate(const char* name, long long first, long long blocks, const void* const* parameters,
                         int backwards) {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from widthwise.kernels import AdamHC, cpu, reference
+from widthwise.kernels import SGDC, AdamHC, cpu, reference
 
 from .options import OPTIONS
 
@@ -199,14 +199,17 @@ def test_a_gradient_left_from_another_shape_is_refused() -> None:
 def test_replaced_memory_is_found() -> None:
     """Weights, moments and scalars that live elsewhere, or anew, after the plan of a step was made."""
     changed, plain = trained("cpu", [5000, 30]), trained("cpu", [5000, 30])
-    for turn, name in enumerate(["exp_avg", "exp_avg_sq", "step", "abs_mean", "threshold_ema", "data"]):
+    names = ["exp_avg", "exp_avg_sq", "step", "abs_mean", "threshold_ema"]
+    for turn, name in enumerate([*names, "exp_avg.data", "exp_avg_sq.data", "data"]):
         (param, _) = changed.param_groups[0]["params"]
+        own = changed.state[param]
         if name == "data":
             param.data = param.data.clone()
-        elif turn % 2:
-            changed.state[param][name] = changed.state[param][name].clone()
+        elif name.endswith(".data"):
+            moment = own[name.removesuffix(".data")]
+            moment.data = moment.data.clone()
         else:
-            changed.state[param][name].data = changed.state[param][name].data.clone()
+            own[name] = own[name].clone()
         step(changed, turn)
         step(plain, turn)
     changed.state[param] = dict(changed.state[param])
@@ -349,6 +352,19 @@ def test_more_than_2_to_the_31_elements() -> None:
     huge = torch.zeros((1 << 31) + 5, dtype=torch.bfloat16)
     huge[-1] = 2.0**31
     assert cpu.abs_means([huge]).item() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_step_of_more_than_2_to_the_31_elements() -> None:
+    """What lies beyond moves, and nothing else; the gradient's zeros take no room, the weights 4.3 GB."""
+    beyond = (1 << 31) + 5
+    theta, grad = (torch.zeros(beyond + 3, dtype=torch.bfloat16) for _ in range(2))
+    theta[beyond:], grad[beyond:] = 1.0, 0.5
+    theta.requires_grad_().grad = grad
+    optimizer = SGDC([theta], lr=0.5, decay="none", master_weights=False, backend="cpu")
+    optimizer.step()
+    assert theta[beyond:].tolist() == [0.75] * 3
+    assert theta.count_nonzero() == 3
 
 
 def test_thousands_of_tensors() -> None:

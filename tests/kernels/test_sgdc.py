@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from widthwise.kernels import SGDC
+from widthwise.kernels.cuda.proof import KEPT
 
 PEAK, LAMBDA, C = 0.2, 0.3, 1.3
 SCHEDULE = [0.05, 0.2, 0.15, 0.02]
@@ -165,3 +166,61 @@ def test_clips_and_unscales() -> None:
         second.step()
     for own, other in zip(scaled, plain, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kept", list(KEPT))
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+def test_a_back_end_equals_the_reference(kept: str, momentum: float, nesterov: bool, backend: str) -> None:
+    """In weights and state, for every decay; what is narrow, up to a rounding that tips over here and there."""
+    dtype, precision = KEPT[kept]
+    optimizers = []
+    for name in ("auto", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        groups: list[dict[str, Any]] = [
+            {"params": [_heavy(n, generator).to(dtype).requires_grad_() for n in (2053, 3)], "decay": decay}
+            for decay in ("none", "l2", "huber", "huber-prox")
+        ]
+        optimizer = SGDC(
+            groups,
+            lr=0.02,
+            max_lr=0.03,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=2.0,
+            huber_c=C,
+            threshold="ema",
+            threshold_beta=0.6,
+            clip_norm=5.0,
+            **precision,
+            backend=name,
+        )
+        optimizers.append(optimizer)
+        params = [param for group in groups for param in group["params"]]
+        optimizer.set_decay_scale({params[0]: 2.0, params[5]: 0.5})
+        for _ in range(3):
+            for param in params:
+                param.grad = _heavy(param.numel(), generator).to(dtype)
+            optimizer.step()
+    assert [optimizer.backend for optimizer in optimizers] == [backend, "reference"]
+    narrow = kept != "float32_float32"
+    for own, other in zip(*map(_contents, optimizers), strict=True):
+        assert {name: value.dtype for name, value in own.items()} == {
+            name: value.dtype for name, value in other.items()
+        }
+        for name, value in own.items():
+            rest = value.float() - other[name].float()
+            tipped = rest.abs() > 2e-6 * other[name].float().abs().max()
+            assert tipped.sum() <= (0.005 * tipped.numel() + 1 if narrow else 0), name
+            assert (rest.abs() <= 2**-7 * other[name].abs() + 1e-3).all()
+
+
+def _heavy(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(size, generator=generator) ** 3
+
+
+def _contents(optimizer: SGDC) -> list[dict[str, Tensor]]:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    return [
+        {"weights": param.detach()} | {k: torch.as_tensor(v) for k, v in optimizer.state[param].items()}
+        for param in params
+    ]

@@ -222,10 +222,10 @@ def sharing(**workers: int) -> list[RunOptions]:
     ]
 
 
-def test_workers_must_divide_the_batch() -> None:
-    message = "workers: must divide the 4 sequences of a batch, got 3"
+def test_every_worker_must_have_a_sequence() -> None:
+    message = "workers: must be <= the 4 sequences of a batch, got 5"
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        bigrams(options=RunOptions(world_size=3))
+        bigrams(options=RunOptions(world_size=5))
 
 
 # Statuses, evaluations and metrics, of the smallest of all models

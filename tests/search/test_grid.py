@@ -228,7 +228,7 @@ def test_real_runs_survive_the_death_of_the_driver(
     running.until(is_training_the_last)
     running.kill()
     status, printed, said = start(*arguments, "resume", script=SCRIPT).finish()
-    assert (status, len(said.splitlines())) == (0, 1), said
+    assert (status, len(said.splitlines())) == (0, 3), said
     outcomes = json.loads(printed)
     assert [(key, outcome["status"]) for key, outcome in outcomes.items()] == [
         ("one", "completed"),

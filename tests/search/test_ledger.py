@@ -16,9 +16,10 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, SweepConfig, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
-from widthwise.search.ledger import Ledger, stored_config
+from widthwise.search.ledger import Ledger
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
+from widthwise.search.stored import stored_config
 from widthwise.search.sweeping import result_of
 
 STEPS = 60
@@ -210,6 +211,24 @@ def test_a_failed_trial_is_made_up_for_from_the_same_place(
     ledger.close()
     later = play(opened(resume=True), 4)
     assert [{**tried, "number": tried["number"] - 1} for tried in later] == undisturbed[2:]
+
+
+def test_confirming_runs_measure_what_a_target_is_watched_by(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(trials=2, finalists=1, seeds=2)
+    play(ledger, 1)
+    course = [{"step": 30, "loss": 2.0, "gradient_norm": 0.5, "kinds": {}}]
+    measures = []
+    for measured in ({"grad_norm": 1.0}, {"course": course}):
+        trial = ledger.next()
+        assert isinstance(trial, Trial)
+        measures.append(ledger.run(trial).options["diagnostics"])
+        loss = made_up_loss(ledger.hyperparameters(trial))
+        outcome = {"loss": loss, "tokens": 61440, "seconds": 1.5, "measured": measured}
+        ledger.finish(trial.number, "completed", outcome)
+    assert measures == [False, True]
+    [finalist] = result_of(ledger, "abc").finalists
+    assert finalist.courses == {6: course}
+    assert "courses" not in finalist.as_json()
 
 
 def test_a_failed_confirmation_is_made_up_for(opened: Callable[..., Ledger]) -> None:

@@ -1,9 +1,6 @@
 """Clusters of several nodes, each a raylet of its own: one is lost in mid-sweep, one has another version."""
 
-import os
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import refuse_others
 
 SWEEP = "sweep --width 32 --context 64 --tokens 51200 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
-RAY = "import os; os.environ['PYTHONPATH'] = {path!r}; from ray.scripts.scripts import main; main()"
 
 
 def test_a_node_with_another_version_is_named() -> None:
@@ -24,32 +20,6 @@ def test_a_node_with_another_version_is_named() -> None:
             refuse_others({"10.0.0.1 (ab)": "0.1.0", "10.0.0.2 (cd)": installed}, "0.1.0")
         rule = "every node must have widthwise 0.1.0, as this machine has"
         assert str(caught.value) == f"address: {rule}, got {has} on node 10.0.0.2 (cd); install it there"
-
-
-@pytest.fixture
-def cluster(start: Callable[..., Any], free_port: int) -> Iterator[Callable[..., Any]]:
-    """Return a function that starts a worker node, at an address that stands in ``cluster.address``."""
-    address = f"127.0.0.1:{free_port}"
-    # A short name: the paths of Ray's sockets may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="w", ignore_cleanup_errors=True) as folder:
-        head = f"start --head --include-dashboard false --port {free_port} --node-ip-address 127.0.0.1 --num-cpus 0"
-        arguments = [*head.split(), *QUIET.split(), "--temp-dir", folder]
-        running = start(*arguments, script=RAY.format(path=""))
-        running.until(lambda: "Ray runtime started" in running.out.read_text())
-
-        def begin_node(path: str = "") -> Any:
-            worker = ["start", "--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", 1]
-            node = start(*worker, *QUIET.split(), script=RAY.format(path=path))
-            node.until(lambda: "Ray runtime started" in node.out.read_text())
-            return node
-
-        begin_node.address = address  # type: ignore[attr-defined]
-        yield begin_node
-        running.process.terminate()
-        running.require_gone(but="Agent")
-
-
-QUIET = "--disable-usage-stats --block"
 
 
 def begun(out: Path, number: int) -> bool:
@@ -80,13 +50,11 @@ def test_a_node_that_is_lost_costs_no_trial(
     arguments += ["--address", cluster.address]
     running = start(*arguments, "--out", out)
     running.until(lambda: begun(out, 1))
-    os.killpg(lost.process.pid, signal.SIGKILL)
-    for pid in lost.processes():
-        os.kill(pid, signal.SIGKILL)
+    lost.kill_all()
     cluster()
     status, _, said = running.finish()
     assert status == 0, said
-    told = [line.split(",")[0] for line in said.splitlines()]
+    told = [line.split(",")[0] for line in said.splitlines()[3:]]
     assert told == [f"trial {number} completed" for number in range(3)], said
 
 

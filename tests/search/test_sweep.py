@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -18,6 +19,8 @@ from optuna.trial import TrialState
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import replacing
 from widthwise.transfer import Recipe, cli
+
+from ..events import points
 
 pytestmark = pytest.mark.ray
 
@@ -65,6 +68,16 @@ def outcomes(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records(out)]
 
 
+def curves(found: list[dict[str, Any]]) -> list[list[tuple[int, float]]]:
+    """Return (tokens, loss) of every trial's evaluations, the losses in single precision."""
+    return [[(1024 * step, float(np.float32(loss))) for step, loss in one["curve"]] for one in found]
+
+
+def tracked(out: Path) -> list[list[tuple[int, float]]]:
+    """Return the same as TensorBoard has it."""
+    return [points(out, number) for number in range(len(records(out)))]
+
+
 def listening(pids: dict[int, str]) -> set[str]:
     """Return the addresses on which the processes listen."""
     inodes = set()
@@ -99,9 +112,10 @@ def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: py
     running.require_clean_folders()
     recipe = Recipe.parse(json.loads(printed)["recipe"])
     assert (json.loads(printed)["out"], recipe) == (str(out), Recipe.load(out / "recipe.json"))
-    assert said.splitlines() == [
-        f"trial {one['number']} {one['status']}, loss {one['loss']:.4f}" for one in records(out)
-    ]
+    begun, ended = said.splitlines()[:3], said.splitlines()[3:]
+    size = f"{real_text.stat().st_size:,} tokens"
+    assert begun == [f"data: {real_text}, {size}", "starting Ray", "starting the first trials"]
+    assert ended == [f"trial {one['number']} {one['status']}, loss {one['loss']:.4f}" for one in records(out)]
     return out
 
 
@@ -110,6 +124,8 @@ def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
         ".lock",
         "recipe.json",
         "study.db",
+        "tensorboard",
+        "tracked.json",
         "trials",
         "trials.jsonl",
     ]
@@ -117,6 +133,7 @@ def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
     found = records(undisturbed)
     completed = [one for one in found if one["status"] == "completed"]
     assert [one["number"] for one in found] == list(range(8))
+    assert tracked(undisturbed) == curves(found)
     assert all(one["tokens"] == 51200 and len(one["curve"]) == 8 for one in completed)
     assert all(one["tokens"] < 51200 for one in found if one["status"] == "stopped")
 
@@ -181,8 +198,9 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     assert 0 < set_clock(out, 7, 2000.0) < 50
 
     status, _, said = start("sweep", "--resume", "--out", out, "--json").finish()
-    assert (status, len(said.splitlines())) == (0, 1)
+    assert (status, len(said.splitlines())) == (0, 4)
     assert outcomes(out) == outcomes(undisturbed)
+    assert tracked(out) == curves(records(out))
     # Only a trial that continued from its checkpoint took over the clock.
     seconds = [record["seconds"] for record in records(out)]
     assert [index for index, value in enumerate(seconds) if value > 1000] == [3, 7]
@@ -254,7 +272,7 @@ def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
     (out / "trials" / "trial_0001" / "checkpoint.pt").write_text("damaged")
     status, _, said = start(*sweep_of(real_text), "--out", out).finish()
     assert status == 0, said
-    assert said.startswith("trial 0 failed: FileExistsError: ")
+    assert said.splitlines()[3].startswith("trial 0 failed: FileExistsError: ")
     failed, *others = records(out)
     assert (failed["status"], failed["error"].partition(":")[0]) == ("failed", "FileExistsError")
     assert [(one["hyperparameters"], one["loss"]) for one in others] == [

@@ -14,6 +14,8 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.files import write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search import SweepConfig
+from widthwise.search.ledger import Ledger
 from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rules
 from widthwise.transfer.launch_options import LaunchOptions
 
@@ -282,6 +284,83 @@ def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
     for argv in (["--help"], ["scale", "--help"], ["scale", recipe, "--width", "128"], several, ["rules"]):
         done = in_process_of_its_own(HEAVY, *argv)
         assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("sweep --width 33", "model.width: must be a multiple of head_dim = 16, got 33"),
+        (
+            "sweep --log tensorbord",
+            "log.0: must be 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'; did",
+        ),
+        (
+            "sweep --data no.txt",
+            "data: no such file or folder: no.txt; use 'python', a text file, a .bin shard",
+        ),
+        ("sweep --resume --out {0}", "out: {0} holds no sweep to resume"),
+        ("launch {recipe} --width 64 --data no.txt", "data: no such file or folder: no.txt; use 'python', a"),
+        ("check {recipe} --seeds 0", "seeds: must be >= 1, got 0"),
+        ("check {0}/no.json", "{0}/no.json: no such file, must be a recipe"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_imported(
+    recipe: str, tmp_path: Path, options: str, message: str
+) -> None:
+    argv = [word.format(tmp_path, recipe=recipe) for word in options.split()]
+    done = in_process_of_its_own(HEAVY, *argv)
+    said, imported = done.stderr.splitlines()[-2:]
+    assert done.returncode == 2
+    assert said.startswith(f"widthwise: error: {message.format(tmp_path)}")
+    assert {"torch", "ray"}.isdisjoint(json.loads(imported.replace("'", '"')))
+
+
+def test_python_runs_the_command_line_as_a_module() -> None:
+    command = [sys.executable, "-m", "widthwise.transfer", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:12], done.stderr) == (0, "widthwise 0.", "")
+
+
+def test_a_sweeps_folder_stands_for_its_recipe(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path)
+    assert exit_status("scale", folder, "--width", "128", "--json") == 0
+    by_folder = capsys.readouterr()
+    assert exit_status("scale", recipe, "--width", "128", "--json") == 0
+    assert capsys.readouterr() == by_folder
+    for command in ("export", "launch"):
+        options = ["--to", "json"] if command == "export" else ["--dry-run", "--json"]
+        assert exit_status(command, folder, "--width", "128", *options) == 0
+        assert json.loads(capsys.readouterr().out)
+    Path(recipe).unlink()
+    assert exit_status("scale", folder, "--width", "128") == 2
+    assert capsys.readouterr().err == f"widthwise: error: recipe: {folder} holds no recipe.json\n"
+
+
+def test_a_sweep_that_has_not_finished_is_named_where_its_recipe_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, config = tmp_path / "sweep", SweepConfig(trials=4)
+    Ledger(config, out, resume=False).close()
+    resume = f"go on with: widthwise sweep --resume --out {out}"
+    assert exit_status("scale", str(out), "--width", "128") == 2
+    error = f"widthwise: error: recipe: the sweep in {out} has not finished; {resume}\n"
+    assert capsys.readouterr().err == error
+
+    recipe = Recipe(
+        hyperparameters=Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0),
+        proxy=GPTConfig(),
+        horizon=Horizon(),
+        provenance={"config": config.model_dump(mode="json")},
+    )
+    recipe.save(out / "recipe.json")
+    assert exit_status("scale", str(out), "--width", "128", "--json") == 0
+    assert capsys.readouterr().err == ""
+    Ledger(config.model_copy(update={"trials": 8}), out, resume=True).close()
+    assert exit_status("scale", str(out), "--width", "128", "--json") == 0
+    said = f"widthwise: the sweep in {out} has not finished since its recipe; {resume}\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_names_every_command_and_its_exit_is_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "parallel": "ddp",
         "nodes": 8,
         "workers": 64,
+        "min_workers": 64,
         "shards": 1,
         "replicas": 64,
         "passes": 1,
@@ -172,6 +173,19 @@ def test_no_parameters_name_is_cut(
     names = [row[1].strip() for row in rows if len(row) == 8]
     assert "blocks.1.attention.query.weight" in "".join(names)
     assert ("blocks.1.attention.query.weight" in names) is not terminal
+
+
+def test_a_dry_run_of_an_elastic_run_tells_of_the_fewest(
+    capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    options = f"{SEVEN_BILLION} --parallel fsdp --accumulate 4 --dry-run"
+    mesh = json.loads(dry_run(capsys, recipe, f"{options} --json --workers 48-64")[1])["mesh"]
+    assert (mesh["workers"], mesh["min_workers"]) == (64, 48)
+    fewer = json.loads(dry_run(capsys, recipe, f"{options} --json --workers 32 --accumulate 8")[1])
+    held = sum(fewer["memory_per_worker"].values()) / 2 / 2**30  # the total is one of them
+    printed = " ".join(dry_run(capsys, recipe, f"{options} --workers 32-64")[1].split())
+    assert f"where only 32 workers are left: 8 pass(es) of 4 sequences, {held:.2f} GiB per worker" in printed
+    assert "are left" not in dry_run(capsys, recipe, options)[1]
 
 
 @pytest.mark.parametrize(

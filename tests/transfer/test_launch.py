@@ -13,6 +13,8 @@ from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.transfer import Recipe, cli
 
+from ..events import scalars
+
 pytestmark = pytest.mark.ray
 
 # Long enough, in steps and in seconds, to be killed in between.
@@ -81,6 +83,7 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
     told = [line.partition(":")[0] for line in said.splitlines()]
     assert told == [f"step {line['step']}" for line in lines(undisturbed)]
     names = [".lock", "checkpoints", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
+    names.append("tensorboard")
     assert sorted(path.name for path in undisturbed.iterdir()) == names
     result = json.loads((undisturbed / "result.json").read_text())
     assert json.loads(printed) == result
@@ -98,6 +101,8 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
         "rule": "fan-sqrt",
         "width": WIDTH,
     }
+    drawn = [step for step, _ in scalars(undisturbed / "tensorboard" / "target", "loss")]
+    assert drawn == [line["tokens"] for line in metrics]
     assert last["seconds"] <= result["seconds"]
     assert last["loss"] < metrics[0]["loss"] < 5.6
     assert list(last["diagnostics"]["kinds"]) == ["matrix", "embedding", "readout"]

@@ -42,7 +42,7 @@ def asked_for(command: str, recipe: str) -> None:
     """The command line, read by our own parser, asks for what `OPTIONS` do, on a cluster on the spot."""
     name, *argv = shlex.split(command)
     assert name == "widthwise"
-    expected = {"width": 64, "tokens": 20480, "decay_kinds": "matrix,readout", "workers": 8}
+    expected = {"width": 64, "tokens": 20480, "decay_kinds": "matrix,readout", "workers": "8"}
     found = _command(argv)
     given = Launch(recipe=Path(recipe), out=Path("/shared/my run"), address="auto", **expected)
     assert found == given
@@ -167,6 +167,17 @@ def test_a_rayjob_carries_ones_own_model(
     assert (found.model, found.recipe) == (reference, Path("/etc/widthwise/recipe.json"))
     assert find_build(reference, mounted)(32)[0].weight.shape == (256, 32)
     assert Path(module).read_text() == MODEL
+
+
+def test_an_elastic_run_outlives_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    elastic = OPTIONS.replace("--workers 8", "--workers 3-8")
+    code, text, _ = launch(capsys, f"{elastic} --print kuberay --image registry/widthwise:1 --claim disk")
+    [workers] = list(yaml.safe_load_all(text))[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (code, [workers[f"{name}eplicas"] for name in ("r", "minR", "maxR")]) == (0, [2, 1, 2])
+    code, script, _ = launch(capsys, f"{elastic} --print slurm")
+    assert (code, script.count("--workers=3-8"), script.count("#SBATCH --no-kill\n")) == (0, 1, 1)
+    assert "srun --no-kill --nodes=2 --ntasks=2 " in script
+    assert "no-kill" not in launch(capsys, f"{OPTIONS} --print slurm")[1]
 
 
 @pytest.mark.parametrize(

@@ -287,17 +287,3 @@ def test_an_own_model_through_ray_resumed_by_itself_alone(
     status, _, said = launch(capsys, f"{options} --resume --model own_network:build")
     told = f"widthwise: error: own_model.table: {started}, {was['table']!r}, got "
     assert (status, said.splitlines()[-1][: len(told)]) == (2, told)
-
-
-@pytest.mark.parametrize(
-    ("failure", "told"),
-    [
-        (KeyError("x"), "KeyError: 'x'"),
-        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
-        (ConfigError("build: no module 'x' for 'x:build'"), "build: no module 'x' for 'x:build'"),
-    ],
-)
-def test_a_workers_failure_is_told_with_its_kind(failure: Exception, told: str) -> None:
-    from ray.train import WorkerGroupError
-
-    assert launching._cause(WorkerGroupError("a worker failed", {1: failure})) == told

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -234,6 +235,15 @@ def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() ->
         "trials": {"completed": 4, "stopped": 1},
     }
     assert (finalist["losses"], finalist["confirmed"]) == ({"5": 2.0, "6": 2.5, "7": 3.5}, 3.0)
+    result = swept(config, tuned, records)
+    courses = {
+        seed: [{"step": 200, "loss": loss, "gradient_norm": 0.5, "kinds": {}}]
+        for seed, loss in ((6, 2.5), (7, 3.5))
+    }
+    measured = replace(result, finalists=[replace(result.best, courses=courses)])
+    bands = (Recipe.from_sweep(measured).evidence or {})["bands"]
+    assert (bands["seeds"], bands["fractions"]) == (2, [1.0])
+    assert (bands["run"]["loss"]["low"], bands["run"]["loss"]["high"]) == ([2.5], [3.5])
     assert SweepConfig.parse(json.loads(json.dumps(provenance["config"]))) == config
     assert (provenance["seconds"], provenance["finished"]) == (12.3, "2026-01-02T03:04:05+00:00")
 

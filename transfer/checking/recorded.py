@@ -13,7 +13,8 @@ from widthwise.transfer.checking.alternatives import Alternative
 from widthwise.transfer.checking.judging import Verdict
 from widthwise.transfer.checking.measuring import Measured
 from widthwise.transfer.checking.observing import Observation
-from widthwise.transfer.checking.running import SCHEMA, CheckOptions, CheckResult
+from widthwise.transfer.checking.options import CheckOptions
+from widthwise.transfer.checking.running import SCHEMA, CheckResult
 from widthwise.transfer.recipe import Recipe
 
 

@@ -12,10 +12,12 @@ from tyro.conf import Positional
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 
 if TYPE_CHECKING:
-    from widthwise.transfer.checking.running import CheckOptions, CheckResult
+    from widthwise.transfer.checking.options import CheckOptions
+    from widthwise.transfer.checking.running import CheckResult
     from widthwise.transfer.recipe import Recipe
 
 
@@ -24,7 +26,7 @@ class Check:
     """Train proxies at several widths; says whether the transfer holds, fails or is inconclusive, and why."""
 
     recipe: Positional[Path]
-    """Recipe file, as `widthwise sweep` writes it."""
+    """Recipe file, as `widthwise sweep` writes it, or the sweep's folder."""
     widths: Option[str] = None
     """Three widths or more, separated by commas, the recipe's among them [that one, 2 and 4 times it]."""
     seeds: int = 3
@@ -75,8 +77,6 @@ class Check:
         return 1 if self.strict and result.verdict.outcome != "holds" else 0
 
     def _checked(self) -> "CheckResult":
-        from widthwise.search.executing import Placement
-        from widthwise.transfer.checking.running import check
         from widthwise.transfer.recipe import Recipe
 
         if self.output is not None and not self.calibrate:
@@ -84,19 +84,23 @@ class Check:
         if self.calibrate and not os.access(self._calibrated.parent, os.W_OK):
             # Before the check: it takes hours.
             raise ConfigError(f"output: {self._calibrated} cannot be written: no such folder, or not yours")
-        recipe = Recipe.load(self.recipe)
+        recipe = Recipe.load(recipe_file(self.recipe))
+        options = self._options(recipe)
+        # Not before, because it takes seconds, and the options may hold mistakes.
+        from widthwise.search.executing import Placement
+        from widthwise.transfer.checking.running import check
+
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
         )
-        return check(recipe, self.out, self._options(recipe), resume=self.resume, placement=placement)
+        return check(recipe, self.out, options, resume=self.resume, placement=placement)
 
     @property
     def _calibrated(self) -> Path:
-        return self.output or self.recipe
+        return self.output or (self.recipe / "recipe.json" if self.recipe.is_dir() else self.recipe)
 
     def _options(self, recipe: "Recipe") -> "CheckOptions":
-        from widthwise.transfer.checking.running import CheckOptions
-        from widthwise.transfer.commands.sources import source_for
+        from widthwise.transfer.checking.options import CheckOptions
 
         names = ("seeds", "seed", "rule", "tokens", "lr_octaves", "decay_octaves", "points", "full")
         given = {name: getattr(self, name) for name in names}

@@ -2,15 +2,15 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Folder, Option, overrides
-from widthwise.transfer.commands.sources import source_for
+from widthwise.transfer.commands.options import Folder, Option, overrides, worker_range
+from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
 
@@ -48,8 +48,8 @@ class Launch(Target):
     out: Folder = Path("widthwise-target")
     """Folder for result.json, metrics.jsonl, plan.json and the checkpoints, shared by all nodes: a path, or a URI such
     as s3://bucket/run."""
-    workers: int = 1
-    """Workers; they share every batch."""
+    workers: str = "1"
+    """Workers, which share every batch; a range like 2-4 goes on without those that leave, and takes them back."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Keep the whole model on every worker (ddp), a part of it (fsdp), or parts on the workers of each node and
     replicas across nodes (hsdp)."""
@@ -118,6 +118,8 @@ class Launch(Target):
         """Train and print the outcome; status 1 where the run diverged."""
         from widthwise.transfer.recipe import Recipe
 
+        if self.recipe.is_dir():
+            return replace(self, recipe=recipe_file(self.recipe)).run()
         recipe = Recipe.load(self.recipe)
         plan = self.plan(recipe)
         self._require_no_idle_option()
@@ -132,10 +134,11 @@ class Launch(Target):
     def _options(self, **given: Any) -> "LaunchOptions":
         from widthwise.transfer.launch_options import LaunchOptions
 
-        names = ["seed", "workers", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
+        names = ["seed", "parallel", "accumulate", "recompute", "checkpoint_every", "keep"]
         names += ["abort_on", "evaluations", "compile", "diagnostics", "model", "transposed"]
         names += ["unwatched", "peak_tflops"]
         settings = {name: getattr(self, name) for name in names}
+        settings["min_workers"], settings["workers"] = worker_range(self.workers)
         settings |= {"overrides": overrides(self.override), "module_decay": self._module_decay()}
         return LaunchOptions.parse({**settings, **given})
 
@@ -211,7 +214,7 @@ class Launch(Target):
         return 0
 
     def _failure(self, result: dict[str, Any]) -> str:
-        from widthwise.transfer.launching import last_checkpoint
+        from widthwise.transfer.failures import last_checkpoint
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"

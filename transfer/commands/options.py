@@ -1,5 +1,6 @@
 """Options as the commands share them."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, TypeVar, cast
 
@@ -26,6 +27,21 @@ Folder = Annotated[
     ),
 ]
 """A folder that may lie on storage that a URI names."""
+
+
+def worker_range(text: str) -> tuple[int | None, int]:
+    """Return the fewest and the most workers that ``--workers N`` or ``--workers FEWEST-MOST`` names.
+
+    Raises:
+        ConfigError: it names something else.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)", text)
+    if found is None:
+        raise ConfigError(f"workers: must be a whole number or a range like 2-4, got {text!r}")
+    fewest, most = found.groups()
+    if fewest is not None and int(fewest) > int(most):
+        raise ConfigError(f"workers: must be a range from fewest to most, got {text!r}")
+    return None if fewest is None else int(fewest), int(most)
 
 
 def overrides(texts: Iterable[str]) -> dict[str, Kind]:

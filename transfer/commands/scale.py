@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers, words
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.sources import recipe_file
 
 if TYPE_CHECKING:
     from widthwise.transfer.plan import Plan
@@ -21,7 +22,7 @@ class Scale:
     """Print the hyperparameters of a wider model, computed from a recipe."""
 
     recipe: Positional[Path]
-    """Recipe file, as `widthwise sweep` writes it."""
+    """Recipe file, as `widthwise sweep` writes it, or the sweep's folder."""
     width: Option[int] = None
     """Width of the target, a multiple of the recipe's head_dim * group_size."""
     widths: Option[str] = None
@@ -81,7 +82,7 @@ class Scale:
         """Return the plans, by width and then by rule."""
         from widthwise.transfer.recipe import Recipe
 
-        widths, recipe = self._targets(), Recipe.load(self.recipe)
+        widths, recipe = self._targets(), Recipe.load(recipe_file(self.recipe))
         if self.compare:
             return [plan for width in widths for plan in self._by_every_rule(recipe, width)]
         return [self._plan(recipe, width, self.rule) for width in widths]

@@ -7,7 +7,7 @@ from zipfile import is_zipfile
 
 from widthwise.proxies.references import local_source
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import overrides
+from widthwise.transfer.commands.options import overrides, worker_range
 
 if TYPE_CHECKING:
     from widthwise.transfer.commands.launch import Launch
@@ -111,13 +111,15 @@ def manifest(command: "Launch", plan: "Plan") -> str:
     from widthwise.transfer.manifests import MOUNTED_RECIPE, Job, ray_job, slurm_script
 
     _require_clusters_paths(command)
+    fewest, most = worker_range(command.workers)
     slurm = command.print == "slurm"
     job = Job(
         argv=_on_the_spot(command, str(command.recipe) if slurm else MOUNTED_RECIPE),
         recipe=command.recipe.read_text(encoding="utf-8"),
         files={} if slurm else _contents(_own_files(command, plan)),
         out=str(command.out),
-        workers=command.workers,
+        workers=most,
+        fewest=most if fewest is None else fewest,
         nodes=command.nodes,
     )
     if slurm:

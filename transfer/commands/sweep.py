@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from widthwise.transfer.commands.listing import words
 from widthwise.transfer.commands.options import Option
 from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
@@ -55,12 +56,14 @@ class Sweep:
     """Recipe, or folder of a sweep, whose best settings are tried first."""
     concurrency: Option[int] = None
     """Trials at a time [one per core, or per GPU]."""
-    gpus_per_trial: Option[float] = None
-    """Share of a GPU per trial [1 where there is a GPU]."""
+    gpus_per_trial: Option[float | Literal["auto"]] = None
+    """Share of a GPU per trial, or auto, by the memory that one trial takes [1 where there is a GPU]."""
     data: Option[str] = None
     """'python' (this machine's Python source), a text file, a .bin shard or a folder of them [python]."""
     out: Path = Path("widthwise-sweep")
     """Folder for recipe.json, trials.jsonl and study.db."""
+    log: Option[str] = None
+    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none [tensorboard]."""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     resume: bool = False
@@ -86,10 +89,13 @@ class Sweep:
         return 0
 
     def _swept(self) -> "SweepResult":
+        # Mistakes in the options are told before torch is imported, which takes seconds.
+        config = self._config()
+        config.open_data()
         from widthwise.search import sweep
 
         result = sweep(
-            self._config(), self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
+            config, self.out, resume=self.resume, address=self.address, show_progress=not self.quiet
         )
         if not result.finished:
             raise KeyboardInterrupt
@@ -105,19 +111,24 @@ class Sweep:
     def _config(self) -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
         from widthwise.search import SweepConfig
-        from widthwise.search.ledger import stored_config
+        from widthwise.search.folders import require_content
+        from widthwise.search.stored import SWEEP, stored_config
         from widthwise.transfer.warm_start import known_points
 
+        require_content(self.out, SWEEP, resume=self.resume)
         fields = stored_config(self.out).model_dump() if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
+        if self.log is not None:
+            fields["log"] = words(self.log)
         if self.warm_start is not None:
             fields["warm_start"] = [point.model_dump() for point in known_points(self.warm_start)]
+        config = SweepConfig.parse(fields)
         model = fields.get("model", {})
         if isinstance(model, Mapping) and "vocab_size" not in model:
-            vocabulary = open_tokens(fields.get("data", "python")).vocab_size
-            fields = merged(fields, {"model": {"vocab_size": vocabulary}})
-        return SweepConfig.parse(fields)
+            vocabulary = open_tokens(config.data).vocab_size
+            return SweepConfig.parse(merged(fields, {"model": {"vocab_size": vocabulary}}))
+        return config
 
     def _given(self) -> dict[str, Any]:
         """Return the options that were given, nested as SweepConfig has them."""

@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from widthwise.transfer.commands.listing import words
 from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.sources import recipe_file
 
 if TYPE_CHECKING:
     from widthwise.transfer.plan import Plan
@@ -19,7 +20,7 @@ class Target:
     """A recipe and a target for it."""
 
     recipe: Positional[Path]
-    """Recipe file, as `widthwise sweep` writes it."""
+    """Recipe file, as `widthwise sweep` writes it, or the sweep's folder."""
     width: int
     """Width of the target, a multiple of the recipe's head_dim * group_size."""
     depth: Option[int] = None
@@ -40,7 +41,7 @@ class Target:
         if recipe is None:
             from widthwise.transfer.recipe import Recipe
 
-            recipe = Recipe.load(self.recipe)
+            recipe = Recipe.load(recipe_file(self.recipe))
         return recipe.at(
             width=self.width,
             depth=self.depth,

@@ -82,10 +82,10 @@ class Watcher:
     A quantity raises an alarm where it lies outside its band twice in a row, or far outside: further from the edge
     than the edge is from the centre.
 
-    watcher = Watcher(watch_of(plan, evaluations=10, same_data=True))
-    ...
-    for alarm in watcher.look(metrics.step, metrics.tokens, measured(metrics)):
-        print(told(asdict(alarm)))
+        watcher = Watcher(watch_of(plan, evaluations=10, same_data=True))
+        ...
+        for alarm in watcher.look(metrics.step, metrics.tokens, measured(metrics)):
+            print(told(asdict(alarm)))
     """
 
     def __init__(self, watch: Watch) -> None:

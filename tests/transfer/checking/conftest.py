@@ -15,8 +15,9 @@ from widthwise.transfer.checking.alternatives import alternatives
 from widthwise.transfer.checking.judging import judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation, Setting
+from widthwise.transfer.checking.options import CheckOptions
 from widthwise.transfer.checking.rounds import Design, wanted
-from widthwise.transfer.checking.running import CheckOptions, CheckResult
+from widthwise.transfer.checking.running import CheckResult
 
 BASE = 32
 

@@ -1,0 +1,146 @@
+"""What a sweep tells experiment trackers, from a thread of its own: a slow server holds up no trial.
+
+The study is the truth. A trial that is begun again is told anew, and one whose end a tracker has not seen, because the
+sweep was killed or the tracker was not asked for then, is told when the sweep is resumed.
+"""
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from widthwise.proxies.files import write_atomic
+from widthwise.search.books import Books
+from widthwise.search.trackers import Begin, Run, Settings, Tracker, begin_with
+
+Told = Callable[[str], None]
+
+
+class Tracking:
+    """Tells each of a sweep's trackers what its trials do.
+
+    Args:
+        books: the sweep; ``tracked.json`` in its folder holds which trials each tracker has seen the end of.
+        trackers: who is told.
+        tokens_per_step: what a step of the trials takes.
+        warn: is told of a tracker that failed.
+    """
+
+    def __init__(
+        self, books: Books, trackers: tuple[Tracker, ...], *, tokens_per_step: int, warn: Told
+    ) -> None:
+        self.books, self.tokens_per_step, self.warn = books, tokens_per_step, warn
+        self.path = books.out / "tracked.json"
+        book = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self.sweep: str = book.get("sweep") or secrets.token_hex(4)
+        self.seen: dict[str, list[str]] = book.get("seen", {})
+        self.channels = [_Channel(one, books.out, self.sweep) for one in trackers]
+        self.steps: dict[str, int] = {}
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="trackers")
+
+    def __enter__(self) -> Self:
+        for channel in self.channels:
+            self._catch_up(channel)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self.channels:
+            self._tell(channel, channel.leave)
+        self.thread.shutdown()
+
+    def began(self, number: int) -> None:
+        """Tell of a trial that begins or goes on, and of all that is known of it."""
+        for channel in self.channels:
+            self._begin(channel, self.books.record(number))
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """Tell of an evaluation; one that was told before, or is not finite, is passed over."""
+        name, step, loss = _name(number), result["step"], result["loss"]
+        if not math.isfinite(loss) or step <= self.steps.get(name, 0):
+            return
+        self.steps[name] = step
+        for channel in self.channels:
+            self._tell(channel, channel.point, name, step * self.tokens_per_step, loss)
+
+    def ended(self, number: int) -> None:
+        """Tell of the end of a trial that began."""
+        for channel in self.channels:
+            self._end(channel, self.books.record(number))
+
+    def _catch_up(self, channel: "_Channel") -> None:
+        """Tell a tracker of the finished trials whose end it has not seen."""
+        seen = set(self.seen.get(channel.tracker, []))
+        for record in self.books.records():
+            if _name(record["number"]) not in seen:
+                self._begin(channel, record)
+                self._end(channel, record)
+
+    def _begin(self, channel: "_Channel", record: Mapping[str, Any]) -> None:
+        name = _name(record["number"])
+        self._tell(channel, channel.begin, name, _settings(record))
+        for step, loss in record["curve"]:
+            self.steps[name] = step
+            self._tell(channel, channel.point, name, step * self.tokens_per_step, loss)
+
+    def _end(self, channel: "_Channel", record: Mapping[str, Any]) -> None:
+        name = _name(record["number"])
+        self._tell(channel, channel.end, name, record["status"])
+        self._tell(channel, self._saw_end, channel.tracker, name)
+
+    def _saw_end(self, tracker: str, name: str) -> None:
+        self.seen.setdefault(tracker, []).append(name)
+        write_atomic(self.path, json.dumps({"sweep": self.sweep, "seen": self.seen}) + "\n")
+
+    def _tell(self, channel: "_Channel", what: Callable[..., None], *arguments: Any) -> None:
+        def told() -> None:
+            if channel.works:
+                try:
+                    what(*arguments)
+                except Exception as error:
+                    channel.works = False
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    self.warn(f"{channel.tracker} is told no more ({reason}); --resume makes up for it")
+
+        self.thread.submit(told)
+
+
+class _Channel:
+    """A tracker and its open runs; used in the trackers' thread alone."""
+
+    def __init__(self, tracker: Tracker, out: Path, sweep: str) -> None:
+        self.tracker, self.out, self.sweep = tracker, out, sweep
+        self.works = True
+        self.runs: dict[str, Run] = {}
+        self._begin: Begin | None = None
+
+    def begin(self, name: str, settings: Settings) -> None:
+        # Here, because a server may take its time to answer.
+        self._begin = self._begin or begin_with(self.tracker, self.out, self.sweep)
+        self.runs[name] = self._begin(name, settings)
+
+    def point(self, name: str, tokens: int, loss: float) -> None:
+        self.runs[name].point(tokens, loss)
+
+    def end(self, name: str, status: str | None) -> None:
+        self.runs.pop(name).end(status)
+
+    def leave(self) -> None:
+        """Put away the runs of trials that have not ended."""
+        for name in list(self.runs):
+            self.end(name, None)
+
+
+def _name(number: int) -> str:
+    return f"trial_{number:04d}"
+
+
+def _settings(record: Mapping[str, Any]) -> Settings:
+    """Return what distinguishes a trial from the sweep's others; c is missing where there is none."""
+    hyperparameters = {k: v for k, v in record["hyperparameters"].items() if v is not None}
+    return {**hyperparameters, "width": record["width"], "seed": record["seed"]}

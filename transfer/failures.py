@@ -1,0 +1,97 @@
+"""What ends a target run at once, and what is started again.
+
+An error of the user's model, of the data or of the disk comes again however often the run is restarted: its
+worker tells it as a `RunError` of one line, and `Restarts` ends the run with it. A worker
+that dies without a word, or that has lost another, is Ray Train's to start again.
+"""
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from widthwise.proxies.files import is_full
+from widthwise.proxies.storage import Place
+from widthwise.proxies.validation import ConfigError, DiskFull, RunError
+
+
+class LostPeer(RuntimeError):
+    """A worker waited for another one that has died."""
+
+
+def last_checkpoint(out: Place) -> int | None:
+    """Return the step of the latest whole checkpoint in a run's folder, or None."""
+    from widthwise.proxies.checkpoint_store import last_step
+
+    return last_step(out / "checkpoints")
+
+
+@contextmanager
+def explained(out: Place) -> Iterator[None]:
+    """Turn whatever ends a worker of the run in `out` into a RunError or a LostPeer.
+
+    A user's exception is told by its type, its message and where it was raised. None of them keeps the
+    original, which need not survive the way to the driver.
+    """
+    from widthwise.proxies.parallel import lost_peer
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # some of torch's are no Exceptions
+        if isinstance(error, DiskFull) or is_full(error):
+            raise RunError(disk_is_full(out)) from None
+        if isinstance(error, ConfigError | RunError):
+            raise RunError(f"{error}; go on with --resume") from None
+        if lost_peer(error):
+            raise LostPeer(first_line(error)) from None
+        told = f"{type(error).__name__}: {first_line(error)} ({_place(error)})"
+        raise RunError(f"{told}; mend it and add --resume") from None
+
+
+@contextmanager
+def room_for(out: Place) -> Iterator[None]:
+    """Turn the error of a full disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise RunError(disk_is_full(out)) from None
+        raise
+
+
+def disk_is_full(out: Place) -> str:
+    """Return what is said of a full disk."""
+    step = last_checkpoint(out)
+    kept = "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+    then = "make room and add --resume" if (out / "plan.json").exists() else "make room"
+    return f"the disk of {out} is full; {kept}; {then}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    # Torch's messages go on with a stack of C++ calls.
+    return str(error).strip().partition("\n")[0]
+
+
+def _place(error: BaseException) -> str:
+    """Return file and line of the innermost call in code that is neither ours nor of a library below us."""
+    calls = traceback.extract_tb(error.__traceback__)
+    theirs = [call for call in calls if not _is_libraries(call.filename)]
+    innermost = (theirs or calls)[-1]
+    return f"{innermost.filename}:{innermost.lineno}"
+
+
+def _is_libraries(filename: str) -> bool:
+    import ray
+    import torch
+
+    packages = [Path(str(module.__file__)).parent for module in (ray, torch)]
+    ours = [Path(__file__).parents[1] / name for name in ("kernels", "proxies", "search", "transfer")]
+    path = Path(filename)
+    if any(path.is_relative_to(folder) for folder in (*packages, *ours)):
+        return True
+    standard = path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
+    return standard or filename.startswith("<")
