@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from widthwise.proxies.storage import Place
+
 FULL = 2**20  # bytes; a file system with fewer left takes no shard
 
 
@@ -15,7 +17,7 @@ class Pending:
 
     def __init__(self, written: Any, then: Any) -> None:
         self._written, self._then, self._ended = written, then, Event()
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         written.add_done_callback(self._end)
 
     def wait(self) -> None:
@@ -28,18 +30,20 @@ class Pending:
         try:
             if written.exception() is None:
                 self._then()
-        except OSError as error:
+        except Exception as error:
             self._error = error
         finally:
             self._ended.set()
 
 
-def write_failure(error: BaseException, folder: Path) -> BaseException:
+def write_failure(error: BaseException, folder: Place) -> BaseException:
     """Return the first failure of a write, on whichever worker."""
     failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
     cause: BaseException = failures[0] if failures else error
     # torch writes through a stream, and hides what the disk said behind a complaint of its own.
-    if not isinstance(cause, OSError) and shutil.disk_usage(folder).free < FULL:
+    if isinstance(cause, OSError) or not isinstance(folder, Path):
+        return cause
+    if shutil.disk_usage(folder).free < FULL:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return cause
 

@@ -4,15 +4,17 @@ Of a run on sharded parameters, or on a changing number of workers, it is a fold
 `widthwise.proxies.sharded_checkpoint`.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import nn
 
 from widthwise.proxies.files import replacing
+from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError
 
 
@@ -54,7 +56,7 @@ class FileCheckpoint:
         """There is nothing to wait for."""
 
 
-def another_model(path: Path) -> ConfigError:
+def another_model(path: Place) -> ConfigError:
     """Return the error of a checkpoint that has other weights than the model."""
     return ConfigError(f"checkpoint: {path} was made with another model; use another folder")
 
@@ -76,7 +78,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         raise
 
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def load_checkpoint(path: Place, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Read a checkpoint whose ``identity`` equals `identity`.
 
     Raises:
@@ -84,8 +86,11 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
         ConfigError: where it was made with another horizon, context, seed or data.
     """
     try:
-        _require_whole(path)
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+        _require_whole(source)
+        if not isinstance(source, Path):
+            source.seek(0)
+        state: dict[str, Any] = torch.load(source, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).partition("\n")[0]
         raise DamagedCheckpoint(
@@ -95,7 +100,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], device: torch.devic
     return state
 
 
-def require_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def require_identity(path: Place, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise a ConfigError where the checkpoint was made by another run."""
     if "identity" not in state:
         raise ConfigError(f"checkpoint: {path} holds something else; use another folder")
@@ -107,9 +112,9 @@ def require_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str
             )
 
 
-def _require_whole(path: Path) -> None:
+def _require_whole(source: Path | IO[bytes]) -> None:
     """Compare every checksum in the file: torch writes them, and does not look at them."""
-    with ZipFile(path) as archive:
+    with ZipFile(source) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise BadZipFile(f"{damaged} is damaged")

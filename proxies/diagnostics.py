@@ -6,12 +6,14 @@ measured value leaves its law, the gradients had a direction, ε was not small, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from widthwise.proxies.parallel import let_go
 
 # Elements of one float32 sum. measured: the norm of 2 M weights is up to 4e-4 off where they are summed at once,
 # 2e-6 in chunks, and seven times faster to have (CPU)
@@ -86,12 +88,18 @@ def decay_fraction(weight: Tensor, threshold: Tensor | float) -> float:
 
     For Gaussian weights and δ = c·mean|θ| it is erf(c/√π) (arXiv 2511.14721 has the clipping; the fraction is ours).
     """
+    clipped, whole = decay_sums(weight, threshold).tolist()
+    return clipped / whole if whole else math.nan
+
+
+@torch.no_grad()
+def decay_sums(weight: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return Σθ·clip(θ, ±δ) and Σθ², shape (2,), float64; of a sharded tensor, over the part that is given."""
     pieces = weight.reshape(-1).split(PIECE)
     sums = [
         (torch.dot(piece, piece.clamp(-threshold, threshold)), torch.dot(piece, piece)) for piece in pieces
     ]
-    clipped, whole = (float(torch.stack(one).sum(dtype=torch.float64)) for one in zip(*sums, strict=True))
-    return clipped / whole if whole else math.nan
+    return torch.stack([torch.stack(one).sum(dtype=torch.float64) for one in zip(*sums, strict=True)])
 
 
 @torch.no_grad()
@@ -116,7 +124,11 @@ def spectrum(values: Tensor, shares: Sequence[float]) -> list[float]:
 
 @torch.no_grad()
 def power_iteration(
-    weight: Tensor, start: Tensor | None = None, *, iterations: int = POWER_ITERATIONS
+    weight: Tensor,
+    start: Tensor | None = None,
+    *,
+    iterations: int = POWER_ITERATIONS,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> Tensor:
     """Return a unit vector v, shape (columns,), near the first right singular vector of a matrix.
 
@@ -124,16 +136,16 @@ def power_iteration(
     at nearly the same weights; for a random matrix and a random start it is some per cent low.
 
     Args:
-        weight: shape (rows, columns).
+        weight: shape (rows, columns), or this worker's rows of it.
         start: v of an earlier look; a random vector, always the same one, where there is none.
         iterations: applications of WᵀW.
+        total: adds up WᵀWv over the workers that hold other rows.
     """
     if start is None or not start.any():
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(weight.shape[1], generator=generator).to(weight)
-    vector = F.normalize(start, dim=0)
+        start = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+    vector = F.normalize(start.to(weight), dim=0)
     for _ in range(iterations):
-        vector = F.normalize(weight.mT @ (weight @ vector), dim=0)
+        vector = F.normalize(total(weight.mT @ (weight @ vector)), dim=0)
     return vector
 
 
@@ -145,19 +157,25 @@ def gains(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     sums: dict[str, list[float]] = {}
+    # Known before the pass, in which sharded weights are others.
+    layers = {
+        module: names[module.weight]
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.weight in names  # not where a parametrisation makes it
+    }
 
     def look(module: nn.Linear, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         product = output if module.bias is None else output - module.bias
-        place = sums.setdefault(names[module.weight], [0.0, 0.0])
+        place = sums.setdefault(layers[module], [0.0, 0.0])
         for index, values in enumerate((arguments[0], product)):
             place[index] += float(norm(values).square()) / values.shape[-1]
 
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    layers = [layer for layer in linear if layer.weight in names]  # not where a parametrisation makes it
-    handles = [layer.register_forward_hook(look) for layer in layers]
+    # Before FSDP2's own hook, which takes the bias away.
+    handles = [layer.register_forward_hook(look, prepend=True) for layer in layers]
     try:
         forward(model, inputs)
     finally:
+        let_go(model)
         for handle in handles:
             handle.remove()
     return {name: math.sqrt(after / before) if before else math.nan for name, (before, after) in sums.items()}

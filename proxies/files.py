@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+from widthwise.proxies.storage import Place, RemotePath
 from widthwise.proxies.validation import ConfigError
 
 
@@ -42,13 +43,16 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_atomic(path: str | Path, text: str) -> None:
+def write_atomic(path: str | Place, text: str) -> None:
     """Write `text` in UTF-8, whole or not at all; errors as in `replacing`."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(text.encode())
+        return
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
+def write_json(path: str | Place, document: Mapping[str, Any]) -> None:
     """Write one JSON object, atomically.
 
     Raises:
@@ -58,7 +62,7 @@ def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> dict[str, Any]:
+def read_json(path: str | Place, what: str) -> dict[str, Any]:
     """Return the JSON object in the file `path`.
 
     Args:
@@ -69,7 +73,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         ConfigError: the file is missing, a folder, unreadable, empty, not JSON, or not an object, or a
             number in it is NaN or infinite.
     """
-    text = _read_text(Path(path), what)
+    text = _read_text(Path(path) if isinstance(path, str) else path, what)
     if not text.strip():
         raise ConfigError(f"{path}: is empty, must be {what}")
     try:
@@ -88,7 +92,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     return document
 
 
-def require_schema(document: Mapping[str, Any], schema: str, path: str | Path) -> None:
+def require_schema(document: Mapping[str, Any], schema: str, path: str | Place) -> None:
     """Raise a ConfigError where a file's document is of another format: its other fields then differ too."""
     if "schema" not in document:
         raise ConfigError(f"{path}: schema: is required, must be {schema!r}")
@@ -119,7 +123,7 @@ _JSON_NAMES = {
 }
 
 
-def _read_text(path: Path, what: str) -> str:
+def _read_text(path: Place, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -127,18 +131,23 @@ def _read_text(path: Path, what: str) -> str:
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder, must be {what}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}, must be {what}") from None
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Place) -> Iterator[None]:
     """Hold `folder` against other processes; the lock goes with the process, however that ends.
+
+    Storage that a URI names has no locks: there it is for the user to run one process at a time.
 
     Raises:
         ConfigError: another process holds it, or it cannot be written to.
     """
+    if isinstance(folder, RemotePath):
+        yield
+        return
     try:
         file = (folder / ".lock").open("w")
     except OSError as error:

@@ -7,6 +7,7 @@ three multiply the λ of the optimizer's groups, and leave alone what does not d
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from widthwise.kernels import AdamHC, reference
+from widthwise.kernels.sharding import is_sharded
 from widthwise.proxies.config import Decay, Threshold
+from widthwise.proxies.parts import as_part, local, whole, whole_abs_means, whole_means
 from widthwise.proxies.spectra import Assign, decay_scales, require_range
 from widthwise.proxies.validation import ConfigError, Record
 
@@ -65,10 +68,10 @@ class AWD(Record):
         adamhc = _adamhc(optimizer)
         parameters = [parameter for group in adamhc.param_groups for parameter in group["params"]]
         active = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in active])
+        norm = _total_norm([parameter.grad for parameter in active])
         if adamhc.clip_norm is not None:
             norm = norm * reference.clip_factor(norm, adamhc.clip_norm)
-        ratio = float(norm / (torch.nn.utils.get_total_norm(active) + 1e-8))
+        ratio = float(norm / (_total_norm(active) + 1e-8))
         if math.isfinite(ratio):
             last: float = adamhc.state.get(parameters[0], {}).get("decay_scale", 0.0)
             adamhc.set_decay_scale(dict.fromkeys(parameters, 0.1 * last + 0.9 * ratio))
@@ -101,10 +104,10 @@ class AdaDecay(Record):
             self.require(group["decay"], group["threshold"])
             peak = group["max_lr"] if group["corrected"] else None
             strength = reference.decay_strength(float(group["lr"]), group["weight_decay"], 1.0, peak)
-            for weight in group["params"]:
-                if weight.grad is not None and weight.numel() > 0:
-                    factors = adadecay_factors(weight.grad.to(weight.dtype))
-                    weight.sub_(strength * factors * _towards(weight, group))
+            weights = [one for one in group["params"] if one.grad is not None and one.numel() > 0]
+            factors = sharded_adadecay_factors(weights)
+            for weight, factor, towards in zip(weights, factors, _towards(weights, group), strict=True):
+                weight.sub_(as_part(strength * factor * towards, weight))
             adamhc.set_decay_scale(dict.fromkeys(group["params"], 0.0))
 
 
@@ -115,16 +118,39 @@ def adadecay_factors(gradient: Tensor) -> Tensor:
     """Return θ = 2/(1 + e^(−4z)) per weight, z the z-score of |g| within the tensor; 1 where all are equal."""
     size = gradient.abs()
     deviation, mean = torch.std_mean(size, correction=0)
-    z = torch.where(deviation == 0, 0.0, (size - mean) / deviation)
-    return 2 * torch.sigmoid(4 * z)
+    return _factors(size - mean, deviation)
 
 
-def _towards(weight: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return what the decay pulls by: θ, or clip(θ, ±δ)."""
-    if group["decay"] == "l2":
-        return weight
-    (limit,) = reference.thresholds(reference.abs_means([weight]), group["huber_c"])
-    return torch.clamp(weight, -limit, limit)
+def sharded_adadecay_factors(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the `adadecay_factors` of this worker's parts, by the mean and deviation of |g| over whole tensors."""
+    if not any(map(is_sharded, weights)):
+        return [
+            adadecay_factors(weight.grad.to(weight.dtype)) for weight in weights if weight.grad is not None
+        ]
+    sizes = [local(one.grad, one).to(one.dtype).abs() for one in weights if one.grad is not None]
+    means = whole_means(sizes, weights)
+    offsets = [size - mean.to(size.dtype) for size, mean in zip(sizes, means, strict=True)]
+    deviations = whole_means([offset.square() for offset in offsets], weights).sqrt()
+    pairs = zip(offsets, deviations, strict=True)
+    return [_factors(offset, deviation.to(offset.dtype)) for offset, deviation in pairs]
+
+
+def _factors(offset: Tensor, deviation: Tensor) -> Tensor:
+    return 2 * torch.sigmoid(4 * torch.where(deviation == 0, 0.0, offset / deviation))
+
+
+def _total_norm(tensors: Sequence[Tensor | None]) -> Tensor:
+    return whole(torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None]))
+
+
+def _towards(weights: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Return what the decay pulls by: θ, or clip(θ, ±δ), of this worker's parts."""
+    parts = [local(weight) for weight in weights]
+    if group["decay"] == "l2" or not weights:
+        return parts
+    means = whole_abs_means(weights).to(parts[0].dtype)
+    limits = reference.thresholds(means, group["huber_c"])
+    return [torch.clamp(part, -limit, limit) for part, limit in zip(parts, limits, strict=True)]
 
 
 def _adamhc(optimizer: Optimizer) -> AdamHC:

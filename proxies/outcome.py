@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from widthwise.proxies.config import Kind
+from widthwise.proxies.storage import Place
 
 Status = Literal["completed", "stopped", "diverged"]
 
@@ -28,7 +28,8 @@ class RunOptions:
         evaluations: validation passes, evenly spaced, the last at the end.
         validation_batches: batches of each pass; always the same ones.
         checkpoint: file to resume from and to write to; None keeps nothing.
-        keep: where given, `checkpoint` is a folder that holds this many sharded checkpoints.
+        keep: where given, `checkpoint` is a folder, which may be a `RemotePath`, that holds this many sharded
+            checkpoints.
         checkpoint_every: steps between checkpoints, besides one at every evaluation.
         rank: this worker's place among `world_size`.
         world_size: workers that share every batch; `widthwise.proxies.parallel.spread` wraps the model.
@@ -50,7 +51,7 @@ class RunOptions:
     compile: bool = False
     evaluations: int = 10
     validation_batches: int = 8
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     keep: int | None = None
     checkpoint_every: int | None = None
     rank: int = 0

@@ -14,7 +14,7 @@ from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
-from widthwise.proxies.parallel import require_whole, spread
+from widthwise.proxies.parallel import spread
 from widthwise.proxies.shapes import parameter_table
 from widthwise.proxies.table import parameter_groups
 from widthwise.proxies.training import train
@@ -59,8 +59,6 @@ def run(
 
     With several workers the process group must exist.
     """
-    if spec.module_decay is not None:
-        require_whole("module_decay", options.parallel)
     model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
     optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
     return train(

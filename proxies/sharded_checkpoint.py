@@ -1,16 +1,13 @@
 """Checkpoints of a run on any number of workers: folders of `torch.distributed.checkpoint`, by name.
 
 ``step_000000120/`` holds model and optimizer state, written by all workers in the background, and the first
-worker's ``progress.pt``. It has another name until all of it is on the disk, so that a half-written one is never
-picked up. The folder can be loaded by another number of workers, sharded or not.
+worker's ``progress.pt``. A half-written one is never picked up: `widthwise.proxies.checkpoint_store` says how. The
+folder can be loaded by another number of workers, sharded or not.
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from widthwise.proxies.background import Pending, reason, write_failure
-from widthwise.proxies.checkpoint import (
-    DamagedCheckpoint,
-    Progress,
-    another_model,
-    load_checkpoint,
-    save_checkpoint,
-)
+from widthwise.proxies.checkpoint import DamagedCheckpoint, Progress, another_model
+from widthwise.proxies.checkpoint_store import CheckpointStore, store
 from widthwise.proxies.files import is_full
 from widthwise.proxies.parallel import lost_peer, require_process_group
+from widthwise.proxies.storage import Place
 from widthwise.proxies.table import plain_names
 from widthwise.proxies.validation import DiskFull, RunError
-
-_PROGRESS = "progress.pt"
 
 _logger = logging.getLogger("widthwise")
 
@@ -42,8 +33,9 @@ class ShardedCheckpoint:
     Random state is saved per worker, and restored on those that there were.
     """
 
-    def __init__(self, folder: Path, *, keep: int, rank: int, workers: int) -> None:
+    def __init__(self, folder: Place, *, keep: int, rank: int, workers: int) -> None:
         self._folder, self._keep, self._rank, self._workers = folder, keep, rank, workers
+        self._store = store(folder)
         self._group: dist.ProcessGroup | None = None
         self._pending: Pending | None = None
 
@@ -54,22 +46,21 @@ class ShardedCheckpoint:
             RunError: that one, or this one's beginning, cannot be written (`DiskFull` where there is no room);
                 those before it stay.
         """
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         self.finish()
         tensors, numbers = _optimizer_state(model, optimizer)
-        unfinished = self._folder / f".step_{progress['step']:09d}.unfinished"
+        name = f"step_{progress['step']:09d}"
         if self._rank == 0:
             with self._complaining():
-                save_checkpoint(unfinished / _PROGRESS, {**progress, "optimizer_numbers": numbers})
+                self._store.begin(name, {**progress, "optimizer_numbers": numbers})
         # From the background only in a group of its own: training goes on in the others.
         written = async_save(
             {**_prefixed("model", model.state_dict()), **tensors, **self._random_state()},
-            storage_writer=FileSystemWriter(unfinished),
+            storage_writer=self._store.writer(name),
             process_group=self._own_group(),
         )
-        self._pending = Pending(written, lambda: self._commit(unfinished) if self._rank == 0 else None)
+        self._pending = Pending(written, lambda: self._commit(name) if self._rank == 0 else None)
 
     def finish(self) -> None:
         """Wait for what is being written; errors as in `save`."""
@@ -86,13 +77,12 @@ class ShardedCheckpoint:
             DamagedCheckpoint: there are some, and none of them can be read: nothing is begun anew without a word.
         """
         if self._rank == 0:
-            for unfinished in self._folder.glob(".step_*.unfinished"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._store.discard_unfinished()
         damage = None
-        for path in reversed(self._present()):
+        for path in reversed(self._store.present()):
             try:
-                progress = load_checkpoint(path / _PROGRESS, identity, torch.device("cpu"))
-                saved = _contents(path)
+                progress = self._store.progress(path, identity)
+                saved = _contents(self._store, path)
             except DamagedCheckpoint as error:
                 _logger.warning("%s; going on from the one before it", error)
                 damage = error.__cause__
@@ -107,13 +97,12 @@ class ShardedCheckpoint:
 
     def _load(
         self,
-        path: Path,
+        path: Place,
         saved: Mapping[str, Any],
         model: nn.Module,
         optimizer: Optimizer,
         numbers: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
         weights = model.state_dict()
@@ -126,7 +115,7 @@ class ShardedCheckpoint:
         }
         random = {name: own for name, own in self._random_state().items() if name in saved}
         flat = {**_prefixed("model", weights), **_flat(states), **random}
-        reader, group = FileSystemReader(path), self._own_group()
+        reader, group = self._store.reader(path), self._own_group()
         load(flat, storage_reader=reader, process_group=group)
         model.load_state_dict(weights)
         names = _names(model, optimizer)
@@ -139,19 +128,13 @@ class ShardedCheckpoint:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         _restore_random_state(list(random.values()))
 
-    def _commit(self, unfinished: Path) -> None:
-        """Give a written checkpoint its name, and remove those that are too many."""
-        path = self._folder / unfinished.name.removeprefix(".").removesuffix(".unfinished")
-        shutil.rmtree(path, ignore_errors=True)  # of a stretch that is repeated
-        unfinished.rename(path)
-        _flush(self._folder)
+    def _commit(self, name: str) -> None:
+        """Have a written checkpoint count, and remove those that are too many."""
+        self._store.commit(name)
         # Those after it were damaged, or it would not have been made again: they take the place of no good one.
-        whole = [one for one in self._present() if one <= path]
+        whole = [one for one in self._store.present() if one.name <= name]
         for old in whole[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _present(self) -> list[Path]:
-        return sorted(self._folder.glob("step_*"))
+            self._store.remove(old)
 
     def _own_group(self) -> dist.ProcessGroup:
         if self._group is None:
@@ -165,6 +148,13 @@ class ShardedCheckpoint:
             states[f"random/{self._rank}/cuda"] = torch.cuda.get_rng_state()
         return states
 
+    def _last(self) -> Place | None:
+        """Return the latest whole one, where the storage still tells."""
+        try:
+            return max(self._store.present(), key=lambda place: place.name, default=None)
+        except OSError:
+            return None
+
     @contextmanager
     def _complaining(self) -> Iterator[None]:
         """Turn a failure to write, on any worker, into one line."""
@@ -175,27 +165,25 @@ class ShardedCheckpoint:
         except (OSError, CheckpointException) as error:
             if lost_peer(error):
                 raise
-            last = self._present()
-            kept = f"the last good one is {last[-1]}" if last else "there is none yet"
+            last = self._last()
+            kept = f"the last good one is {last}" if last else "there is none yet"
             cause = write_failure(error, self._folder)
             failed = DiskFull if is_full(cause) else RunError
             raise failed(f"checkpoint: cannot be written ({reason(cause)}); {kept}") from error
 
 
-def _contents(path: Path) -> Mapping[str, Any]:
+def _contents(store: CheckpointStore, path: Place) -> Mapping[str, Any]:
     """Return the sizes and types of what a checkpoint holds.
 
     Raises:
         DamagedCheckpoint: some of it is not there.
     """
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     try:
-        metadata = FileSystemReader(path).read_metadata()
+        metadata, sizes = store.reader(path).read_metadata(), store.sizes(path)
         for place in metadata.storage_data.values():
-            size = (path / place.relative_path).stat().st_size
-            if size < place.offset + place.length:
+            if sizes.get(place.relative_path, 0) < place.offset + place.length:
                 raise OSError(f"{place.relative_path} is too short")
     except (Exception, CheckpointException) as error:  # a damaged file fails in many ways
         reason = str(error).partition("\n")[0]
@@ -265,12 +253,3 @@ def _restore_random_state(states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state(states[1])
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk keep a folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from widthwise.kernels.sharding import is_sharded
+from widthwise.proxies.parts import share_out, summed_over_workers, whole
 from widthwise.proxies.validation import ConfigError, nearest
 
 Assign = Literal["linear", "sqrt", "log2", "sigmoid"]
@@ -57,7 +59,12 @@ def hill_alpha(weight: Tensor, *, fixed_aspect: bool = False) -> float:
 
 @torch.no_grad()
 def hill_alphas(weights: Sequence[Tensor], *, fixed_aspect: bool = False) -> list[float]:
-    """Return α of each weight; those of one shape are worked on together, which a GPU needs to be fast."""
+    """Return α of each weight; those of one shape are worked on together, which a GPU needs to be fast.
+
+    Of sharded weights each worker takes some, one whole matrix at a time, and all learn every α.
+    """
+    if any(map(is_sharded, weights)):
+        return _shared_out(weights, fixed_aspect)
     stacks = [_matrices(weight, fixed_aspect) for weight in weights]
     alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
     for place, stack in enumerate(stacks):
@@ -71,6 +78,16 @@ def hill_alphas(weights: Sequence[Tensor], *, fixed_aspect: bool = False) -> lis
             for place, alpha in zip(some, estimates.tolist(), strict=True):
                 alphas[place] = alpha
     return alphas
+
+
+def _shared_out(weights: Sequence[Tensor], fixed_aspect: bool) -> list[float]:
+    alphas = torch.zeros(len(weights), dtype=torch.float64, device=weights[0].device)
+    for place, (weight, mine) in enumerate(zip(weights, share_out(len(weights), weights[0]), strict=True)):
+        matrix = whole(weight)
+        if mine:
+            (alphas[place],) = hill_alphas([matrix], fixed_aspect=fixed_aspect)
+    found: list[float] = summed_over_workers(alphas, weights[0]).tolist()
+    return found
 
 
 def decay_scales(

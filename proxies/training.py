@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -124,9 +125,8 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        for name in ("diagnostics", "coordinates"):
-            if getattr(options, name):
-                require_whole(name, options.parallel)
+        if options.coordinates:
+            require_whole("coordinates", options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.started = time.perf_counter()
 
@@ -364,6 +364,12 @@ def _share(batch_size: int, options: RunOptions) -> slice:
 
 def _checkpoint(options: RunOptions) -> FileCheckpoint | ShardedCheckpoint | None:
     path, device = options.checkpoint, torch.device(options.device)
-    if path is None or options.keep is None:
-        return None if path is None else FileCheckpoint(path, rank=options.rank, device=device)
+    if path is None:
+        return None
+    if options.keep is None:
+        if not isinstance(path, Path):
+            raise ConfigError(
+                f"checkpoint: must be a file on this machine unless `keep` is given, got {path}"
+            )
+        return FileCheckpoint(path, rank=options.rank, device=device)
     return ShardedCheckpoint(path, keep=options.keep, rank=options.rank, workers=options.world_size)

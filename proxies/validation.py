@@ -144,3 +144,12 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_tuples(item) for item in value)
     return value
+
+
+def difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """Return the path of the first difference between two JSON values that differ, and what stands there in both."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = next((key for key in now if was.get(key) != now[key]), None)
+        if inner is not None:
+            return difference(f"{name}.{inner}".removeprefix("."), was.get(inner), now[inner])
+    return name, was, now

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from widthwise.proxies.files import locked, write_atomic
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, difference
 from widthwise.search.folders import Layout, opened, require_folder
 from widthwise.search.storage import Storage
 
@@ -214,7 +214,7 @@ class Books(ABC):
         for name, value in identity.items():
             # What a later version knows besides was not asked when the study was started.
             if name in stored and name not in may_change and stored[name] != value:
-                where, was, now = _difference(name, stored[name], value)
+                where, was, now = difference(name, stored[name], value)
                 rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
                 raise ConfigError(f"{where}: {rule}, got {now}")
         self.study.set_user_attr("what", self.layout.what)
@@ -233,12 +233,3 @@ class Books(ABC):
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.live[number] = Trial(self.study, frozen._trial_id)
         return self.live[number]
-
-
-def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    """Return the path of the first difference, and both values."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        inner = next((key for key in now if was.get(key) != now[key]), None)
-        if inner is not None:
-            return _difference(f"{name}.{inner}", was.get(inner), now[inner])
-    return name, was, now

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
@@ -76,6 +78,45 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Start an S3 server, and return a function that makes a bucket and returns its URI.
+
+    This process and those that it starts find the server and its credentials in the environment.
+    """
+    port = unused_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    url, made = f"http://127.0.0.1:{port}", count()
+
+    def bucket() -> str:
+        name = f"bucket-{next(made)}"
+        urlopen(Request(f"{url}/{name}", method="PUT"), timeout=20).close()
+        return f"s3://{name}"
+
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+        _wait_for(port, server)
+        yield bucket
+        server.kill()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture

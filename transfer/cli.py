@@ -41,6 +41,7 @@ COMMANDS = {
     "jobs": "jobs.Jobs",
     "logs": "logs.Logs",
     "stop": "stop.Stop",
+    "resume": "resume.Resume",
     "data": "data.Data",
     "doctor": "doctor.Doctor",
     "status": "status.Status",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from widthwise.proxies.files import is_full
+from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, DiskFull, RunError
 
 
@@ -19,14 +20,15 @@ class LostPeer(RuntimeError):
     """A worker waited for another one that has died."""
 
 
-def last_checkpoint(out: Path) -> int | None:
+def last_checkpoint(out: Place) -> int | None:
     """Return the step of the latest whole checkpoint in a run's folder, or None."""
-    steps = [int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*")]
-    return max(steps, default=None)
+    from widthwise.proxies.checkpoint_store import last_step
+
+    return last_step(out / "checkpoints")
 
 
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
+def explained(out: Place) -> Iterator[None]:
     """Turn whatever ends a worker of the run in `out` into a RunError or a LostPeer.
 
     A user's exception is told by its type, its message and where it was raised. None of them keeps the
@@ -50,7 +52,7 @@ def explained(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def room_for(out: Path) -> Iterator[None]:
+def room_for(out: Place) -> Iterator[None]:
     """Turn the error of a full disk into one line."""
     try:
         yield
@@ -60,7 +62,7 @@ def room_for(out: Path) -> Iterator[None]:
         raise
 
 
-def disk_is_full(out: Path) -> str:
+def disk_is_full(out: Place) -> str:
     """Return what is said of a full disk."""
     step = last_checkpoint(out)
     kept = "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"

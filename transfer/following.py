@@ -9,14 +9,17 @@ from threading import Event, Thread
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
+from widthwise.proxies.storage import Place
 from widthwise.search.progress import console, progress_bar
 from widthwise.transfer.watching.telling import told
 
+# On this machine's file systems, and on storage that charges for each look.
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_REQUESTS = 5.0
 
 
 @contextmanager
-def following(out: Path, steps: int, *, done: int | None = None, enabled: bool = True) -> Iterator[None]:
+def following(out: Place, steps: int, *, done: int | None = None, enabled: bool = True) -> Iterator[None]:
     """Show the evaluations that appear in a folder: a bar on a terminal, a line each elsewhere; alarms a line each.
 
     Of the alarms of one quantity and kind the first is shown.
@@ -29,6 +32,7 @@ def following(out: Path, steps: int, *, done: int | None = None, enabled: bool =
     """
     screen, ended = console(enabled=enabled), Event()
     path, alarms = out / "metrics.jsonl", out / "alarms.jsonl"
+    pause = SECONDS_BETWEEN_LOOKS if isinstance(out, Path) else SECONDS_BETWEEN_REQUESTS
     # Known by all that they say: a stretch that is repeated takes its own time.
     seen = set(_lines(path))
     raised = {_what(line) for line in _lines(alarms)}
@@ -38,7 +42,7 @@ def following(out: Path, steps: int, *, done: int | None = None, enabled: bool =
             bar.console.print(f"going on from step {done}", highlight=False)
 
         def look() -> None:
-            while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            while not ended.wait(pause):
                 _show(path, seen, bar, task)
                 _raise(alarms, raised, bar)
             _show(path, seen, bar, task)
@@ -53,11 +57,14 @@ def following(out: Path, steps: int, *, done: int | None = None, enabled: bool =
             thread.join()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def _lines(path: Place) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []  # not there yet, or not to be had just now
 
 
-def _show(path: Path, seen: set[str], bar: Bar, task: TaskID) -> None:
+def _show(path: Place, seen: set[str], bar: Bar, task: TaskID) -> None:
     """Show the lines that were not seen yet."""
     new = [line for line in _lines(path) if line not in seen]
     seen.update(new)
@@ -76,7 +83,7 @@ def _what(line: str) -> tuple[str, str]:
     return alarm["quantity"], alarm["kind"]
 
 
-def _raise(path: Path, raised: set[tuple[str, str]], bar: Bar) -> None:
+def _raise(path: Place, raised: set[tuple[str, str]], bar: Bar) -> None:
     """Show the alarms of what has not raised one yet."""
     for line in _lines(path):
         if (what := _what(line)) not in raised:

@@ -5,11 +5,8 @@ import json
 import logging
 import os
 import secrets
-import shutil
-import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.transfer import job_entry
 from widthwise.transfer.dashboard import dashboard, require_guarded
-from widthwise.transfer.job_entry import JOB, MARK
+from widthwise.transfer.job_entry import MARK
+from widthwise.transfer.submission import ENTRY, Submission, working_directory
 
 STOP_SECONDS = 60
 READY_SECONDS = 60
-# No name that a user's own module has, which lies beside it.
-ENTRY = "widthwise_job.py"
 
 # Loggers that narrate every request; Ray sets each to INFO by itself.
 _TALKATIVE = (
@@ -46,6 +41,7 @@ class Job:
         started: seconds since the epoch, or None.
         exit: the command's exit status; None where it has not ended, or ended without a word.
         result: what ``result.json`` held then.
+        known: whether its log, which says the two, could be had.
     """
 
     id: str
@@ -54,6 +50,7 @@ class Job:
     started: float | None
     exit: int | None
     result: dict[str, Any] | None
+    known: bool = True
 
     @property
     def ended(self) -> bool:
@@ -65,28 +62,12 @@ class Job:
         """How it stands, whatever Ray's status says: the result's own status, or what there is instead."""
         if not self.ended:
             return self.status.lower()
+        if not self.known:
+            return "unknown"
         said = "failed" if self.result is None else str(self.result["status"])
         if said == "completed" and self.exit != 0:
             said = "failed"
         return "stopped" if said == "failed" and self.status == "STOPPED" else said
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """What a job needs.
-
-    Attributes:
-        argv: the command and its options, `files` by their names.
-        out: the folder that the run writes to, as the cluster's nodes see it.
-        files: put into the job's working directory by these names; folders with all they hold.
-        wheel: the package, for a cluster that has not installed it; unpacked into the working directory, because
-            Ray would install its dependencies anew, over the cluster's own.
-    """
-
-    argv: Sequence[str]
-    out: str
-    files: Mapping[str, Path]
-    wheel: Path | None = None
 
 
 class Cluster:
@@ -109,13 +90,17 @@ class Cluster:
     def submit(self, submission: Submission) -> str:
         """Send a job and return its id."""
         job_id = f"widthwise-{secrets.token_hex(4)}"
-        with _working_directory(submission) as folder:
+        with working_directory(submission) as folder:
             _once_ready(
                 lambda: self._client.submit_job(
                     entrypoint=f"python {ENTRY}",
                     submission_id=job_id,
                     runtime_env={"working_dir": str(folder)},
-                    metadata={"widthwise": version("widthwise"), "out": submission.out},
+                    metadata={
+                        "widthwise": version("widthwise"),
+                        "out": submission.out,
+                        "argv": json.dumps(submission.argv),
+                    },
                 )
             )
         return job_id
@@ -144,8 +129,8 @@ class Cluster:
     def _job(self, details: Any) -> Job:
         """Return what Ray knows of a job, with its command's own last word."""
         status = str(details.status.value)
-        log = self.log(details.submission_id) if details.status.is_terminal() else ""
-        ending = _ending(log)
+        log = self._log_if_any(details.submission_id) if details.status.is_terminal() else ""
+        ending = _ending(log or "")
         return Job(
             id=details.submission_id,
             status=status,
@@ -153,7 +138,34 @@ class Cluster:
             started=None if details.start_time is None else details.start_time / 1000,
             exit=ending.get("exit"),
             result=ending.get("result"),
+            known=log is not None,
         )
+
+    def _log_if_any(self, job_id: str) -> str | None:
+        """Return a log, or None where it cannot be had: its node may have gone, and the others' are there."""
+        try:
+            return self.log(job_id)
+        except RunError:
+            return None
+
+    def resume(self, job_id: str, *, wheel: Path | None = None) -> tuple[str, str]:
+        """Send a job that has ended again, to go on with its run; return the new job's id and the run's folder.
+
+        Raises:
+            ConfigError: there is none of this id, it has not ended, has completed, or its command is not known.
+        """
+        job = self.job(job_id)
+        if not job.ended or job.verdict == "completed":
+            raise ConfigError(
+                f"job: must have ended before its run was completed, got {job.verdict} {job_id}"
+            )
+        with _told():
+            metadata = self._client.get_job_info(job_id).metadata or {}
+        if "argv" not in metadata:
+            raise ConfigError(f"job: {job_id} was not sent by a widthwise that keeps its command")
+        argv = [one for one in json.loads(metadata["argv"]) if one != "--resume"]
+        again = Submission(argv=[*argv, "--resume"], out=job.out, files=None, wheel=wheel)
+        return self.submit(again), job.out
 
     def log(self, job_id: str) -> str:
         """Return what a job has printed so far."""
@@ -265,22 +277,3 @@ def _told() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
-
-
-@contextmanager
-def _working_directory(submission: Submission) -> Iterator[Path]:
-    """Fill a folder with what a job needs; it is Ray's once it is sent."""
-    with tempfile.TemporaryDirectory(prefix="ww-job-") as name:
-        folder = Path(name)
-        for target, source in submission.files.items():
-            if source.is_dir():
-                shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(source, folder / target)
-        if submission.wheel is not None:
-            with zipfile.ZipFile(submission.wheel) as wheel:
-                wheel.extractall(folder)
-        shutil.copy2(job_entry.__file__, folder / ENTRY)
-        job = {"version": version("widthwise"), "argv": list(submission.argv), "out": submission.out}
-        (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-        yield folder

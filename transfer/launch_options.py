@@ -7,7 +7,6 @@ from pydantic import Field
 
 from widthwise.proxies.config import Kind, Seed
 from widthwise.proxies.module_decay import AdaDecay, ModuleDecay
-from widthwise.proxies.parallel import require_whole
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.transfer.plan import Plan
 
@@ -79,15 +78,12 @@ def require_possible(plan: Plan, options: LaunchOptions) -> int:
     """Return the sequences of a batch, where a run of `plan` can be carried out so; data are not looked at.
 
     Raises:
-        ConfigError: all workers together, or their passes, do not share a batch evenly, something that needs whole
-            tensors is asked of a sharded model, or something that is an own model's of the GPT.
+        ConfigError: all workers together, or their passes, do not share a batch evenly, or something that is an own
+            model's is asked of the GPT.
     """
     for name in ("overrides", "transposed"):
         if getattr(options, name) and options.model is None:
             raise ConfigError(f"{name}: needs a model of your own")
-    for name in ("diagnostics", "module_decay"):
-        if getattr(options, name):
-            require_whole(name, options.parallel)
     if isinstance(options.module_decay, AdaDecay):
         tuned = plan.recipe.hyperparameters
         options.module_decay.require(tuned.decay, tuned.threshold)

@@ -6,11 +6,11 @@ resumes from the last checkpoint; where the driver dies, the same command with `
 number of workers.
 """
 
-import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +20,15 @@ from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.runs import RunSpec
+from widthwise.proxies.storage import Place, place
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
-from widthwise.search.names import STUDIES
 from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
+from widthwise.transfer.run_folder import require_folder
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
 
@@ -37,7 +38,7 @@ SECONDS_BETWEEN_RESIZES = 10.0
 
 def launch(
     plan: Plan,
-    out: Path,
+    out: str | Place,
     options: LaunchOptions | None = None,
     *,
     resume: bool = False,
@@ -48,7 +49,8 @@ def launch(
 
     Args:
         plan: what to train; `Recipe.at` makes it.
-        out: folder for the run's files, on storage that all nodes share.
+        out: folder for the run's files that all nodes share: a path, or a URI that pyarrow or fsspec knows, such as
+            ``s3://bucket/run``.
         options: how to run.
         resume: go on from the checkpoint in `out`.
         address: a Ray cluster's ``host:port`` or ``auto``; None starts a local Ray.
@@ -65,7 +67,8 @@ def launch(
         RunError: a worker's own code failed, the disk is full, or workers kept dying; the last checkpoint remains.
     """
     options = options or LaunchOptions()
-    out = out.resolve()
+    out = place(out)
+    out = out.resolve() if isinstance(out, Path) else out
     fingerprint = _require_data(plan, options, require_possible(plan, options))
     own = None
     if options.model is not None:
@@ -77,7 +80,7 @@ def launch(
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
     if own is not None:
         document["own_model"] = identity(own)
-    _require_folder(out, document, resume=resume)
+    require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
     if watch is not None and show_progress:
@@ -122,7 +125,7 @@ def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> str:
     return tokens.fingerprint
 
 
-def _has_ended(out: Path, options: LaunchOptions) -> bool:
+def _has_ended(out: Place, options: LaunchOptions) -> bool:
     """Return whether there is nothing to go on with; where an alarm ended a run, another `abort_on` goes on."""
     path = out / "result.json"
     if not path.exists():
@@ -145,28 +148,6 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
         why = "the recipe has no bands" if watch is None else watch.left_out[0]
         raise ConfigError(f"abort_on: must not be 'alarm' where nothing is watched: {why}")
     return watch
-
-
-def _require_folder(out: Path, document: dict[str, Any], *, resume: bool) -> None:
-    """Make the folder, or raise a ConfigError where it holds something else."""
-    path = out / "plan.json"
-    for name, content in STUDIES.items():
-        if (out / name).exists():
-            raise ConfigError(f"out: {out} holds {content}; name another folder")
-    if path.exists() and not resume:
-        raise ConfigError(
-            f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
-        )
-    if resume and not path.exists():
-        raise ConfigError(f"out: {out} holds no target run to resume")
-    if not resume and (out / "recipe.json").exists():
-        raise ConfigError(f"out: {out} holds a recipe already; name another folder")
-    if resume and read_json(path, "a plan") != json.loads(json.dumps(document)):
-        raise ConfigError(f"out: {out} holds a run with another plan, model, data or seed; see {path}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
 
 def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:
@@ -203,7 +184,7 @@ def _cores() -> int:
 def _train(
     spec: RunSpec,
     rule: str,
-    out: Path,
+    out: Place,
     options: LaunchOptions,
     resources: dict[str, int],
     watch: Watch | None,
@@ -215,7 +196,8 @@ def _train(
     from widthwise.transfer.restarts import Restarts
     from widthwise.transfer.worker import train_worker
 
-    scratch = out / ".ray"
+    # Of this machine where there is no file system: what Ray Train keeps there is for this run alone.
+    scratch = out / ".ray" if isinstance(out, Path) else Path(tempfile.mkdtemp(prefix="ww-"))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -5,8 +5,8 @@ for each worker, and a folder that all nodes share.
 """
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import ceil
 from pathlib import PurePosixPath
@@ -17,6 +17,7 @@ from widthwise.proxies.validation import ConfigError
 CPUS_PER_WORKER = 8
 MOUNTED_RECIPE = "/etc/widthwise/recipe.json"
 """Where a pod of the cluster's head finds the recipe."""
+_LARGEST = 1_000_000  # bytes; a ConfigMap takes 1 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Job:
     Attributes:
         argv: ``launch`` and its options, for a cluster that runs on the spot.
         recipe: the recipe file's content.
+        files: Python files of the user's own rule and model, by path; a RayJob carries them.
         out: the run's folder, absolute.
         workers: data-parallel workers, a GPU each.
         fewest: workers that the run goes on with, where others have left.
@@ -34,6 +36,7 @@ class Job:
 
     argv: Sequence[str]
     recipe: str
+    files: Mapping[str, str] = field(default_factory=dict)
     out: str
     workers: int
     fewest: int
@@ -72,8 +75,8 @@ def slurm_script(job: Job) -> str:
 #SBATCH --exclusive
 {spared}#SBATCH --requeue
 #SBATCH --open-mode=append
-# Submit it from the folder with the recipe, where widthwise and ray are on the PATH of every node; add
-# --partition, --account and --time as your site asks for them.
+# Submit it from the folder with the recipe and your own rule or model, which all nodes see, where widthwise and ray are
+# on the PATH of every node; add --partition, --account and --time as your site asks for them.
 set -euo pipefail
 
 out={out}
@@ -104,25 +107,36 @@ def ray_job(job: Job, *, image: str, claim: str) -> str:
         claim: name of the PersistentVolumeClaim, shared by all pods, that holds the run's folder.
 
     Raises:
-        ConfigError: the run's folder does not lie in a folder of the root, where the volume is mounted.
+        ConfigError: the run's folder does not lie in a folder of the root, where the volume is mounted, or the
+            files are too large for a ConfigMap.
     """
     import yaml
 
     parts = PurePosixPath(job.out).parts
     if len(parts) < 3:
         raise ConfigError(f"out: must lie in a folder below /, where the volume is mounted, got {job.out!r}")
+    data = {
+        PurePosixPath(MOUNTED_RECIPE).name: job.recipe,
+        **{_key(path): job.files[path] for path in job.files},
+    }
+    if (size := sum(len(text.encode()) for text in data.values())) > _LARGEST:
+        raise ConfigError(
+            f"model: recipe, rule and model must take <= {_LARGEST:,} bytes in all, got {size:,}"
+        )
     recipe = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "widthwise-recipe"},
-        "data": {PurePosixPath(MOUNTED_RECIPE).name: job.recipe},
+        "data": data,
     }
+    # From the folder that the modules are found in.
+    there = f"cd {PurePosixPath(MOUNTED_RECIPE).parent} && " if job.files else ""
     run = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {"name": "widthwise"},
         "spec": {
-            "entrypoint": shlex.join(["widthwise", *job.argv]),
+            "entrypoint": there + shlex.join(["widthwise", *job.argv]),
             "shutdownAfterJobFinishes": True,
             # A run restarts its own workers; another attempt needs --resume.
             "backoffLimit": 0,
@@ -153,7 +167,7 @@ def _cluster(job: Job, image: str, claim: str, mount: str) -> dict[str, Any]:
         "headGroupSpec": {
             # The driver alone runs here: workers go where the GPUs are.
             "rayStartParams": {"num-cpus": "0"},
-            "template": _pod("ray-head", image, {"cpu": "4", "memory": "16Gi"}, claim, mount, recipe=True),
+            "template": _pod("ray-head", image, {"cpu": "4", "memory": "16Gi"}, claim, mount, job),
         },
         "workerGroupSpecs": [
             {
@@ -162,19 +176,33 @@ def _cluster(job: Job, image: str, claim: str, mount: str) -> dict[str, Any]:
                 "minReplicas": ceil(job.fewest / job.per_node),
                 "maxReplicas": job.nodes,
                 "rayStartParams": {},
-                "template": _pod("ray-worker", image, gpus, claim, mount, recipe=False),
+                "template": _pod("ray-worker", image, gpus, claim, mount),
             }
         ],
     }
 
 
+def _mounted(job: Job) -> dict[str, Any]:
+    """Return the ConfigMap as a volume; where a file's path is not its key, every path is named."""
+    volume: dict[str, Any] = {"name": "widthwise-recipe"}
+    if any(_key(path) != path for path in job.files):
+        paths = [PurePosixPath(MOUNTED_RECIPE).name, *job.files]
+        volume["items"] = [{"key": _key(path), "path": path} for path in paths]
+    return volume
+
+
+def _key(path: str) -> str:
+    """Return a file's key in a ConfigMap, which takes no slashes."""
+    return path.replace("/", "..")
+
+
 def _pod(
-    name: str, image: str, resources: dict[str, str], claim: str, mount: str, *, recipe: bool
+    name: str, image: str, resources: dict[str, str], claim: str, mount: str, job: Job | None = None
 ) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}]
     mounts = [{"name": "shared", "mountPath": mount}]
-    if recipe:
-        volumes.append({"name": "recipe", "configMap": {"name": "widthwise-recipe"}})
+    if job is not None:
+        volumes.append({"name": "recipe", "configMap": _mounted(job)})
         mounts.append({"name": "recipe", "mountPath": str(PurePosixPath(MOUNTED_RECIPE).parent)})
     container = {
         "name": name,

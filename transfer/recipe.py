@@ -8,6 +8,7 @@ from pydantic import Field
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.files import read_json, require_schema, write_json
+from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.transfer.custom_rule import CustomRule
 from widthwise.transfer.rulebook import Rule, find_rule, look_up
@@ -134,7 +135,7 @@ class Recipe(Record):
             provenance=result.provenance(),
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Place) -> None:
         """Write the recipe, atomically, with every field in it, defaults too.
 
         Raises:

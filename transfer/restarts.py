@@ -1,10 +1,10 @@
 """Ray Train's controller is told here which failures end a run; imported with Ray, never before it."""
 
-from pathlib import Path
 from typing import Any
 
 from ray.train import UserCallback
 
+from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import RunError
 from widthwise.transfer.failures import last_checkpoint
 
@@ -19,7 +19,7 @@ class Restarts(UserCallback):
     in between.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Place) -> None:
         self.out = out
         self.deaths, self.step = 0, last_checkpoint(out)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from widthwise.proxies.files import write_atomic
 from widthwise.proxies.outcome import Metrics
+from widthwise.proxies.storage import Place
 from widthwise.transfer.tensorboard import TensorBoard
 from widthwise.transfer.watching.alarms import Watcher, measured
 from widthwise.transfer.watching.records import Watch
@@ -17,7 +18,7 @@ from widthwise.transfer.watching.telling import first_of_each
 class StepLines:
     """A file of JSON lines that belong to steps, each step's once, also after a resumption; rewritten whole."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         if path.exists():
@@ -44,24 +45,25 @@ class Log:
     """
 
     def __init__(
-        self, out: Path | None, watch: Watch | None, *, peak: float | None = None, abort: bool = False
+        self, out: Place | None, watch: Watch | None, *, peak: float | None = None, abort: bool = False
     ) -> None:
         self.peak, self.abort = peak, abort
         self.watcher = None if watch is None else Watcher(watch)
         self.metrics = None if out is None else StepLines(out / "metrics.jsonl")
         self.alarms = None if out is None else StepLines(out / "alarms.jsonl")
-        self.tensorboard = None if out is None else TensorBoard(out)
+        self.tensorboard = TensorBoard(out) if isinstance(out, Path) else None
 
     def add(self, metrics: Metrics) -> bool:
         """Take an evaluation; return whether the run should stop."""
         found = []
         if self.watcher is not None:
             found = self.watcher.look(metrics.step, metrics.tokens, measured(metrics))
-        if self.metrics is not None and self.alarms is not None and self.tensorboard is not None:
+        if self.metrics is not None and self.alarms is not None:
             # The alarms first: who reads an evaluation has its alarms.
             self.alarms.add(metrics.step, [asdict(alarm) for alarm in found])
             self.metrics.add(metrics.step, [{**asdict(metrics), **self._utilisation(metrics)}])
-            self.tensorboard.draw(self.metrics.lines)
+            if self.tensorboard is not None:
+                self.tensorboard.draw(self.metrics.lines)
         return self.abort and bool(found)
 
     def ending(self) -> dict[str, Any]:

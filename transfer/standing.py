@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import is_locked, read_json
+from widthwise.proxies.storage import Place, RemotePath
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
 from widthwise.search.storage import Storage
+from widthwise.transfer.at_hand import at_hand
 from widthwise.transfer.reporting.formats import CheckFile
 from widthwise.transfer.reporting.reading import RunFolder, read_run
 
@@ -26,14 +28,17 @@ _UNTRAINED: dict[str, Any] = {
 }
 
 
-def standing(folder: Path, storage: Storage | None = None) -> list[dict[str, Any]]:
+def standing(folder: Place, storage: Storage | None = None) -> list[dict[str, Any]]:
     """Return how everything in `folder` and its direct subfolders stands, as plain data.
 
+    Of a target run on storage without locks, whether it runs cannot be told: one without a result is *unfinished*.
     `storage` takes the place of the URL that a folder has for a study in a database.
 
     Raises:
         ConfigError: there is nothing, or it cannot be read.
     """
+    if not isinstance(folder, Path):
+        return _standing_remote(folder)
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is not a folder")
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
@@ -43,6 +48,17 @@ def standing(folder: Path, storage: Storage | None = None) -> list[dict[str, Any
     if not found:
         raise ConfigError(f"folder: {folder} holds no sweep, check or target run")
     return found
+
+
+def _standing_remote(folder: RemotePath) -> list[dict[str, Any]]:
+    with at_hand(folder) as copy:
+        parts = standing(copy)
+        for part in parts:
+            inner = Path(part["folder"]).relative_to(copy)
+            part["folder"] = str(folder if inner == Path() else folder / str(inner))
+            if part["state"] == "interrupted":
+                part["state"] = "unfinished"
+    return parts
 
 
 def _part(place: Path, storage: Storage | None) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """What a target run's workers do: train, and, in the first of them, write the run's files."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from ray import train
 from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import Metrics, RunOptions, finite
 from widthwise.proxies.runs import RunSpec, device_options, run
+from widthwise.proxies.storage import Place, place
 from widthwise.transfer.failures import explained
 from widthwise.transfer.launch_options import passes
 from widthwise.transfer.peaks import peak_tflops
@@ -19,12 +19,12 @@ from widthwise.transfer.watching.records import Watch
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train in one of Ray Train's workers; whatever ends it is told as `explained` does."""
-    out = Path(config["out"])
+    out = place(config["out"])
     with explained(out):
         _train(config, out)
 
 
-def _train(config: dict[str, Any], out: Path) -> None:
+def _train(config: dict[str, Any], out: Place) -> None:
     torch.set_num_threads(config["threads"])
     options = _options(config, out)
     # Every worker watches, and one writes.
@@ -49,7 +49,7 @@ def _train(config: dict[str, Any], out: Path) -> None:
 _ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")
 
 
-def _options(config: dict[str, Any], out: Path) -> RunOptions:
+def _options(config: dict[str, Any], out: Place) -> RunOptions:
     """Return how this worker trains, being one of so many."""
     context = train.get_context()
     workers = context.get_world_size()

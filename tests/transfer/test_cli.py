@@ -150,8 +150,9 @@ def test_module_decay_reaches_the_run(
     assert exit_status(*command, "--resume", *given.split()) == 1
     capsys.readouterr()
     assert exit_status(*command, "--resume") == 2
-    message = f"out: {tmp_path / 'target'} holds a run with another plan, model, data or seed; see "
-    assert capsys.readouterr().err.startswith(f"widthwise: error: {message}")
+    was = expected.model_dump(mode="json")
+    message = f"module_decay: must be as the run in {tmp_path / 'target'} was started, {was}, got None"
+    assert capsys.readouterr().err == f"widthwise: error: {message}\n"
 
 
 @pytest.mark.parametrize(

@@ -219,10 +219,6 @@ def test_an_address_that_never_answers_is_one_line_within_20_seconds(
             "--width 64 --workers 2 --accumulate 3",
             "accumulate: must divide the 8 sequences of a worker's share of a batch, got 3",
         ),
-        (
-            "--width 64 --parallel hsdp --module-decay awd",
-            "module_decay: needs the whole model on every worker (parallel 'ddp'), got 'hsdp'",
-        ),
         ("--width 64 --keep 0", "keep: must be >= 1, got 0"),
         ("--width 64 --evaluations 0", "evaluations: must be >= 1, got 0"),
         ("--width 64 --checkpoint-every 0", "checkpoint_every: must be >= 1, got 0"),

@@ -193,10 +193,6 @@ def test_a_dry_run_of_an_elastic_run_tells_of_the_fewest(
     [
         ("--workers 3 --dry-run", "workers: must divide the 1024 sequences of a batch, got 3"),
         (
-            "--workers 2 --parallel fsdp --diagnostics --dry-run",
-            "diagnostics: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'",
-        ),
-        (
             "--workers 64 --accumulate 3 --dry-run",
             "accumulate: must divide the 16 sequences of a worker's share of a batch, got 3",
         ),

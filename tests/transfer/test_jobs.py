@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -25,7 +26,8 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
-from widthwise.transfer.jobs import ENTRY, Job, Submission, _working_directory, visible
+from widthwise.transfer.jobs import Job, visible
+from widthwise.transfer.submission import ENTRY, Submission, working_directory
 
 PROXY = GPTConfig(width=32, context=64)
 STEPS = 240
@@ -123,7 +125,10 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
     assert "step 8: loss " in printed
     assert "widthwise-job:" not in printed
     assert said.splitlines()[-1] == f"widthwise: {good['job']}: stopped (Ray says stopped)"
-    resumed = json.loads(_done(submit("good", "target", *model, "--resume"))[0])["job"]
+    elsewhere = start("resume", good["job"], "--address", head, "--json")  # not from the model's folder
+    again = json.loads(_done(elsewhere)[0])
+    resumed = again["job"]
+    assert again == {**good, "job": resumed}
     printed, said = _done(begin("logs", resumed, "-f"))
     assert said.splitlines()[-1] == f"widthwise: {resumed}: completed (Ray says succeeded)"
     result = json.loads((tmp_path / "target" / "result.json").read_text())
@@ -140,6 +145,9 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
         bad["job"]: "diverged",
     }
     assert jobs[0]["result"] == result
+    said = _done(begin("resume", resumed), status=2)[1]
+    ended = "must have ended before its run was completed"
+    assert said == f"widthwise: error: job: {ended}, got completed {resumed}\n"
     said = _done(begin("stop", "absent"), status=2)[1]
     assert said == f"widthwise: error: job: http://{head} has no job 'absent'\n"
 
@@ -190,6 +198,58 @@ def served(request: pytest.FixtureRequest) -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+class Forgetful(Open):
+    """A dashboard that has two jobs of ours, whose node with the one's log has gone."""
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/api/jobs/")
+        mark = job_entry.MARK + json.dumps({"exit": 0, "result": COMPLETED})
+        answers: dict[str, Any] = {
+            "/api/version": {"version": "4", "ray_version": version("ray"), "ray_commit": ""},
+            "": [details("there"), details("gone"), {**details("other"), "metadata": {}}],
+            "there": details("there"),
+            "gone": details("gone"),
+            "there/logs": {"logs": f"{mark}\n"},
+        }
+        self.send_response(200 if name in answers else 500)
+        self.end_headers()
+        self.wfile.write(json.dumps(answers.get(name, "no such node")).encode())
+
+
+def details(name: str) -> dict[str, Any]:
+    """Return what Ray says of a job that has ended."""
+    metadata = {"widthwise": "0", "out": f"/shared/{name}"}
+    return {
+        "type": "SUBMISSION",
+        "submission_id": name,
+        "status": "SUCCEEDED",
+        "entrypoint": "",
+        "metadata": metadata,
+    }
+
+
+@pytest.mark.parametrize("served", [Forgetful], indirect=True)
+def test_a_job_without_its_log_hides_no_other(served: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["jobs", "--json", "--address", f"127.0.0.1:{served}"])
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.err) == (0, "")
+    jobs = json.loads(captured.out)["jobs"]
+    assert [(job["id"], job["verdict"]) for job in jobs] == [("there", "completed"), ("gone", "unknown")]
+    assert exit_code("resume", "there", f"127.0.0.1:{served}") == 2
+    ended = "must have ended before its run was completed"
+    assert capsys.readouterr().err == f"widthwise: error: job: {ended}, got completed there\n"
+    assert exit_code("resume", "gone", f"127.0.0.1:{served}") == 2
+    told = "widthwise: error: job: gone was not sent by a widthwise that keeps its command\n"
+    assert capsys.readouterr().err == told
+
+
+def exit_code(command: str, job: str, address: str) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, job, "--address", address])
+    return stop.value.code
 
 
 @pytest.mark.parametrize("served", [Open], indirect=True)
@@ -353,7 +413,7 @@ def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
             "widthwise/transfer/cli.py", "def main(argv):\n    print('the wheel was given', argv)\n"
         )
     submission = Submission(argv=["launch"], out=str(tmp_path), files={}, wheel=wheel)
-    with _working_directory(submission) as folder:
+    with working_directory(submission) as folder:
         job = json.loads((folder / job_entry.JOB).read_text())
         (folder / job_entry.JOB).write_text(json.dumps(job | {"version": "9.9.9"}))
         done = subprocess.run(
@@ -366,6 +426,34 @@ def test_a_wheel_goes_before_what_the_cluster_has(tmp_path: Path) -> None:
             check=False,
         )
     assert done.stdout.splitlines()[0] == "the wheel was given ['launch']", done.stderr
+
+
+def test_a_job_goes_on_with_the_files_of_the_first(tmp_path: Path) -> None:
+    out, model = tmp_path / "out", tmp_path / "package"
+    model.mkdir()
+    (model / "inner.py").write_text("here = 1\n")
+    (tmp_path / "r.json").write_text("{}")
+    for files, argv in (
+        ({"recipe.json": tmp_path / "r.json", "package": model}, ["launch", "recipe.json"]),
+        (None, ["launch", "recipe.json", "--resume"]),
+    ):
+        with working_directory(Submission(argv=argv, out=str(out), files=files)) as folder:
+            done = subprocess.run(
+                [sys.executable, ENTRY], cwd=folder, capture_output=True, text=True, check=False
+            )
+            assert (folder / "package" / "inner.py").read_text() == "here = 1\n"
+        # The recipe was found, and is none.
+        assert (done.returncode, done.stderr) == (2, "widthwise: error: width: is required\n")
+        assert [path.name for path in out.iterdir()] == ["job.zip"]
+    submission = Submission(argv=argv, out=str(tmp_path / "none"), files=None)
+    with working_directory(submission) as folder:
+        done = subprocess.run(
+            [sys.executable, ENTRY], cwd=folder, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 2
+    told = f"widthwise: error: out: {tmp_path / 'none'} has no files to go on with ("
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_cluster_with_another_version_is_told_and_trains_nothing(tmp_path: Path) -> None:

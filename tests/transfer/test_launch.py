@@ -131,8 +131,13 @@ def test_a_finished_run_is_not_repeated(
     holds = f"widthwise: error: out: {undisturbed} holds"
     choice = "add --resume to go on with it, or name another folder"
     assert again() == (2, "", f"{holds} a target run already; {choice}\n")
-    for other in (["--rule", "sp"], ["--seed", 1], ["--tokens", 10240]):
-        told = f"{holds} a run with another plan, model, data or seed; see {undisturbed}/plan.json\n"
+    started = f"must be as the run in {undisturbed} was started"
+    for other, field, was, now in (
+        (["--rule", "sp"], "rule", "'fan-sqrt'", "'sp'"),
+        (["--seed", 1], "seed", 0, 1),
+        (["--tokens", 10240], "ratios.tokens", 1.0, 0.0625),
+    ):
+        told = f"widthwise: error: {field}: {started}, {was}, got {now}\n"
         assert again("--resume", *other) == (2, "", told)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
 
@@ -141,9 +146,7 @@ def test_two_workers_with_a_part_each_one_of_them_killed_learn_what_one_learns(
     start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
 ) -> None:
     out, sharded = folder / "two", ["--workers", 2, "--parallel", "fsdp", "--accumulate", 2]
-    command = run_of(folder / "recipe.json", real_text)
-    command.remove("--diagnostics")  # which need the whole model on every worker
-    running = start(*command, "--out", out, *sharded)
+    running = start(*run_of(folder / "recipe.json", real_text), "--out", out, *sharded)
     running.until(has_evaluated(out, 3))
     workers = [pid for pid, name in running.processes().items() if "RayTrainWorker" in name]
     assert len(workers) == 2

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from widthwise.proxies import GPTConfig
+from widthwise.proxies.building import find_build
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.transfer import Recipe, cli
 from widthwise.transfer.cli import _command
@@ -127,6 +129,44 @@ def test_a_rayjob_has_the_fields_of_its_definition(capsys: pytest.CaptureFixture
     ]
     assert pod["containers"][0]["volumeMounts"][1]["mountPath"] == "/etc/widthwise"
     assert pod["containers"][0]["image"] == "registry/widthwise:1"
+
+
+MODEL = """
+from torch import nn
+
+def build(width):
+    return nn.Sequential(nn.Embedding(256, width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256))
+"""
+
+
+@pytest.mark.parametrize("reference", ["printed_model:build", "printed_package.inner:build"])
+def test_a_rayjob_carries_ones_own_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: str
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    module = Path(*reference.partition(":")[0].split(".")).with_suffix(".py")
+    module.parent.mkdir(exist_ok=True)
+    module.write_text(MODEL)
+    options = f"{OPTIONS} --print kuberay --image i --claim disk --model {reference}"
+    code, text, said = launch(capsys, options)
+    assert (code, said) == (0, "")
+    recipe, job = yaml.safe_load_all(text)
+    # As the kubelet mounts it, and as Ray's agent runs the entry point.
+    volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"][1]["configMap"]
+    items = volume.get("items", [{"key": key, "path": key} for key in recipe["data"]])
+    mounted = tmp_path / "mounted"
+    for item in items:
+        assert re.fullmatch(r"[-._a-zA-Z0-9]+", item["key"])
+        (mounted / item["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / item["path"]).write_text(recipe["data"][item["key"]])
+    there, _, command = job["spec"]["entrypoint"].partition(" && ")
+    assert there == "cd /etc/widthwise"
+    monkeypatch.chdir(mounted)
+    found = _command(shlex.split(command)[1:])
+    assert isinstance(found, Launch)
+    assert (found.model, found.recipe) == (reference, Path("/etc/widthwise/recipe.json"))
+    assert find_build(reference, mounted)(32)[0].weight.shape == (256, 32)
+    assert Path(module).read_text() == MODEL
 
 
 def test_an_elastic_run_outlives_a_node(capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,8 +270,14 @@ def test_an_own_model_through_ray_resumed_by_itself_alone(
     assert result["loss"] == pytest.approx(run(spec, RunOptions(seed=3, evaluations=2)).loss, abs=1e-5)
 
     assert launch(capsys, f"{options} --resume --json --model own_network:build")[0] == 0
-    told = f"out: {out} holds a run with another plan, model, data or seed; see {out}/plan.json"
-    for model in ("", "--model own_network:Deciding"):
+    started, was = f"must be as the run in {out} was started", plan["own_model"]
+    for model, told in (
+        ("", f"own_model: {started}, {was}, got None"),
+        (
+            "--model own_network:Deciding",
+            f"own_model.build: {started}, 'own_network:build', got 'own_network:Deciding'",
+        ),
+    ):
         status, _, said = launch(capsys, f"{options} --resume {model}")
         assert (status, said.splitlines()[-1]) == (2, f"widthwise: error: {told}")
     # The same function, whose bottleneck is now a bias less.
@@ -279,4 +285,5 @@ def test_an_own_model_through_ray_resumed_by_itself_alone(
     source.write_text(source.read_text().replace("(width, bottleneck)", "(width, bottleneck, bias=False)"))
     del sys.modules["own_network"]
     status, _, said = launch(capsys, f"{options} --resume --model own_network:build")
-    assert (status, said.splitlines()[-1]) == (2, f"widthwise: error: {told}")
+    told = f"widthwise: error: own_model.table: {started}, {was['table']!r}, got "
+    assert (status, said.splitlines()[-1][: len(told)]) == (2, told)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option, overrides, worker_range
+from widthwise.transfer.commands.options import Folder, Option, overrides, worker_range
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
@@ -45,8 +45,9 @@ class Launch(Target):
     data: Option[str] = None
     """'python', a text file, a .bin shard or a folder of them; if not given, what the recipe was tuned on, or
     'python' where that is unknown or gone."""
-    out: Path = Path("widthwise-target")
-    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints; shared by all nodes."""
+    out: Folder = Path("widthwise-target")
+    """Folder for result.json, metrics.jsonl, plan.json and the checkpoints, shared by all nodes: a path, or a URI such
+    as s3://bucket/run."""
     workers: str = "1"
     """Workers, which share every batch; a range like 2-4 goes on without those that leave, and takes them back."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
@@ -156,7 +157,7 @@ class Launch(Target):
         from widthwise.transfer.launch_options import require_possible
 
         require_possible(plan, self._options())
-        print(manifest(self), end="")
+        print(manifest(self, plan), end="")
         return 0
 
     def _send(self, plan: "Plan", dashboard: str) -> int:

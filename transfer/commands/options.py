@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from widthwise.proxies.config import Kind
+from widthwise.proxies.storage import Place, place
 from widthwise.proxies.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +18,18 @@ T = TypeVar("T")
 
 Option = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An option that may be left out: its own help says what holds then, in place of tyro's ``default: None``."""
+
+Folder = Annotated[
+    Place,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URI",
+        instance_from_str=lambda arguments: place(arguments[0]),
+        is_instance=lambda value: isinstance(value, Place),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A folder that may lie on storage that a URI names."""
 
 
 def worker_range(text: str) -> tuple[int | None, int]:

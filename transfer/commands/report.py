@@ -6,25 +6,30 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.options import Option
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.options import Folder, Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Write one self-contained HTML page on a sweep, a check, a target run, or a folder of these."""
 
-    folder: Positional[Path]
-    """Folder of a sweep, a check or a target run, or one whose subfolders are such."""
+    folder: Positional[Folder]
+    """Folder of a sweep, a check or a target run, or one whose subfolders are such: a path, or a URI of target runs."""
     out: Option[Path] = None
-    """File to write; FOLDER/report.html if not given."""
+    """File to write; FOLDER/report.html if not given, which a URI asks for."""
     json: bool = False
     """Print one JSON document with the page's path instead of the path alone."""
 
     def run(self) -> int:
         """Write the page and print where it is."""
+        from widthwise.transfer.at_hand import at_hand
         from widthwise.transfer.reporting import report
 
-        written = str(report(self.folder, self.out, on_left_out=say_left_out))
+        if self.out is None and not isinstance(self.folder, Path):
+            raise ConfigError("out: is required for the report of a URI")
+        with at_hand(self.folder) as folder:
+            written = str(report(folder, self.out, on_left_out=say_left_out))
         if self.json:
             from json import dumps
 

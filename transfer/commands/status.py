@@ -4,20 +4,19 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.options import Option, storage_of
+from widthwise.transfer.commands.options import Folder, Option, storage_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """Say how a sweep, a check or a target run stands, while it runs or afterwards."""
 
-    folder: Positional[Path]
-    """Its folder, or one whose subfolders are such."""
+    folder: Positional[Folder]
+    """Its folder, or one whose subfolders are such: a path, or a URI."""
     storage: Option[str] = None
     """The PostgreSQL database of a study there, where the folder's own URL for it does not do (a password, a move)."""
     json: bool = False

@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+
+from widthwise.proxies.storage import Place
 
 
 @contextmanager
-def resumable(books: Sequence[Path], told: Callable[[], str]) -> Iterator[None]:
+def resumable(books: Sequence[Place], told: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C into one line and exit status 130 where there is something to resume, whenever it comes.
 
     Args:
@@ -23,6 +24,6 @@ def resumable(books: Sequence[Path], told: Callable[[], str]) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def same_command(out: Path) -> str:
+def same_command(out: Place) -> str:
     """Return how to go on in `out`."""
     return f"go on with the same command and --resume ({out})"

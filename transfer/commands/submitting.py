@@ -40,7 +40,10 @@ def _on_the_spot(command: "Launch", recipe: str) -> list[str]:
 def _require_clusters_paths(command: "Launch") -> None:
     """Raise a ConfigError unless folder and data are where every node finds them."""
     data = None if command.data == "python" else command.data
-    for name, path in (("out", str(command.out)), ("data", data)):
+    out = str(command.out) if isinstance(command.out, Path) else None
+    if command.print != "none" and out is None:
+        raise ConfigError(f"out: must be a path with --print, got {str(command.out)!r}")
+    for name, path in (("out", out), ("data", data)):
         if path is not None and not Path(path).is_absolute():
             where = "--submit" if command.print == "none" else "--print"
             raise ConfigError(
@@ -62,18 +65,24 @@ def submit(command: "Launch", plan: "Plan", dashboard: str) -> dict[str, str]:
         ConfigError: a path that the cluster's nodes would not find, a model that cannot be built, a
             missing wheel, or a cluster that is not there, is open to anyone or asks for a token.
     """
-    from widthwise.transfer.jobs import Cluster, Submission
+    from widthwise.transfer.jobs import Cluster
+    from widthwise.transfer.submission import Submission
 
     if command.address is not None:
         raise ConfigError("address: must not be given together with submit")
     _require_clusters_paths(command)
-    if command.wheel is not None and not is_zipfile(command.wheel):
-        raise ConfigError(f"wheel: must be a .whl file, got {str(command.wheel)!r}")
+    require_wheel(command.wheel)
     files = {"recipe.json": command.recipe} | {path.name: path for path in _own_files(command, plan)}
     cluster = Cluster(dashboard, insecure=command.insecure)
     argv = _on_the_spot(command, "recipe.json")
     submission = Submission(argv=argv, out=str(command.out), files=files, wheel=command.wheel)
     return {"job": cluster.submit(submission), "address": cluster.address, "out": str(command.out)}
+
+
+def require_wheel(wheel: Path | None) -> None:
+    """Raise a ConfigError where a wheel is named that is none."""
+    if wheel is not None and not is_zipfile(wheel):
+        raise ConfigError(f"wheel: must be a .whl file, got {str(wheel)!r}")
 
 
 def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
@@ -87,7 +96,13 @@ def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     return found
 
 
-def manifest(command: "Launch") -> str:
+def _contents(sources: list[Path]) -> dict[str, str]:
+    """Return the Python files of modules, by their paths beside each other."""
+    found = [one for source in sources for one in ([source] if source.is_file() else source.rglob("*.py"))]
+    return {str(one.relative_to(Path.cwd())): one.read_text(encoding="utf-8") for one in sorted(found)}
+
+
+def manifest(command: "Launch", plan: "Plan") -> str:
     """Return what ``--print`` prints.
 
     Raises:
@@ -101,6 +116,7 @@ def manifest(command: "Launch") -> str:
     job = Job(
         argv=_on_the_spot(command, str(command.recipe) if slurm else MOUNTED_RECIPE),
         recipe=command.recipe.read_text(encoding="utf-8"),
+        files={} if slurm else _contents(_own_files(command, plan)),
         out=str(command.out),
         workers=most,
         fewest=most if fewest is None else fewest,

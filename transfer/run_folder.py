@@ -1,0 +1,56 @@
+"""A target run's folder: free for a new run, or that of the run which is gone on with."""
+
+import json
+from typing import Any
+
+from widthwise.proxies.files import read_json
+from widthwise.proxies.storage import Place
+from widthwise.proxies.validation import ConfigError, difference
+from widthwise.search.names import STUDIES
+
+
+def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> None:
+    """Make a target run's folder, or find in it the run that is gone on with.
+
+    Args:
+        out: the folder.
+        document: the run's ``plan.json``.
+        resume: whether the folder must hold a run, of the same document, or none.
+
+    Raises:
+        ConfigError: it holds something else, or cannot be reached or written to.
+    """
+    path = out / "plan.json"
+    there = _present(out, *STUDIES, "plan.json", "recipe.json")
+    for name, content in STUDIES.items():
+        if name in there:
+            raise ConfigError(f"out: {out} holds {content}; name another folder")
+    if "plan.json" in there and not resume:
+        raise ConfigError(
+            f"out: {out} holds a target run already; add --resume to go on with it, or name another folder"
+        )
+    if resume and "plan.json" not in there:
+        raise ConfigError(f"out: {out} holds no target run to resume")
+    if not resume and "recipe.json" in there:
+        raise ConfigError(f"out: {out} holds a recipe already; name another folder")
+    if resume:
+        _require_same(read_json(path, "a plan"), json.loads(json.dumps(document)), out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
+
+
+def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:
+    """Raise a ConfigError that names the first field in which a run differs from the one it is to go on with."""
+    if stored != document:
+        # What only the stored one has counts too.
+        where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
+        raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
+
+
+def _present(out: Place, *names: str) -> set[str]:
+    try:
+        return {name for name in names if (out / name).exists()}
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be reached ({error.strerror or error})") from None
