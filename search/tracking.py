@@ -43,6 +43,9 @@ class Tracking:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="trackers")
 
     def __enter__(self) -> Self:
+        if self.channels:
+            # Before any run begins: one that a kill interrupts is to be known again.
+            self._save()
         for channel in self.channels:
             self._catch_up(channel)
         return self
@@ -95,6 +98,9 @@ class Tracking:
 
     def _saw_end(self, tracker: str, name: str) -> None:
         self.seen.setdefault(tracker, []).append(name)
+        self._save()
+
+    def _save(self) -> None:
         write_atomic(self.path, json.dumps({"sweep": self.sweep, "seen": self.seen}) + "\n")
 
     def _tell(self, channel: "_Channel", what: Callable[..., None], *arguments: Any) -> None:

@@ -94,6 +94,7 @@ def test_a_trial_is_a_run_with_its_settings_and_its_loss_by_tokens(opened: Calla
 def test_a_killed_sweep_has_every_point_once(opened: Callable[..., Any]) -> None:
     ledger, tracking = opened()
     with tracking:
+        assert json.loads((ledger.out / "tracked.json").read_text()) == {"sweep": tracking.sweep, "seen": {}}
         train(ledger, tracking, [20, 40, 60])
         train(ledger, tracking, [20, 40], status=None)
     # As a kill leaves it: a torn file, and the study has heard of one end more than TensorBoard has.
