@@ -92,11 +92,11 @@ class Books(ABC):
         try:
             self.study = self._lock.enter_context(opened(out, layout, resume=resume, storage=storage))
             self._agree(identity, may_change)
+            self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
+            self.write_records()
         except BaseException:
             self.close()
             raise
-        self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
-        self.write_records()
 
     def require_data(self, fingerprint: str) -> None:
         """Raise a ConfigError where other tokens were trained on before; losses of two corpora do not compare."""
