@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, log
+from math import inf, isfinite, log
 
 from widthwise.proxies.outcome import Metrics
 from widthwise.transfer.plan import Plan
@@ -54,12 +54,14 @@ def watch_of(plan: Plan, *, evaluations: int, same_data: bool, whole: bool = Tru
         return None
     quantities, left_out = judged(plan, same_data=same_data, whole=whole)
     steps = evaluation_steps(plan.horizon, evaluations)
+    # They follow every step of the run, which may be long where nothing is judged.
+    found = causes.suspicions(plan, decay_share(bands, "matrix"), steps) if quantities else []
     return Watch(
         schema="widthwise/bands/1",
         steps=steps,
         bands=tuple(carried(bands, plan, quantities, evaluations)),
         left_out=tuple(left_out),
-        suspicions=tuple(causes.suspicions(plan, decay_share(bands, "matrix"), steps)),
+        suspicions=tuple(found),
         rate=causes.rate(plan),
         time=causes.time(plan),
     )
@@ -150,7 +152,9 @@ def _excess(band: Carried, value: float, place: int) -> float:
         return 0.0
     if value > high:
         return log(value / high) / log(high / centre)
-    return log(low / value) / log(centre / low) if low is not None and value < low else 0.0
+    if low is None or value >= low:
+        return 0.0
+    return log(low / value) / log(centre / low) if value > 0 else inf
 
 
 def _alarm(step: int, tokens: int, band: Carried, value: float, place: int, cause: tuple[str, str]) -> Alarm:

@@ -163,6 +163,13 @@ def test_a_value_a_little_outside_its_band_is_an_alarm_the_second_time(promised:
     assert [look(*one) for one in shares] == [[], [], [], [40], [48], []]
 
 
+def test_weights_that_have_gone_are_an_alarm_too(promised: Recipe) -> None:
+    watch = watch_of(promised.at(width=TARGET), evaluations=EVALUATIONS, same_data=True)
+    assert watch is not None
+    [alarm] = Watcher(watch).look(STEPS, 512 * STEPS, {("rms", "embedding"): 0.0})
+    assert (alarm.value, alarm.cause) == (0.0, "initialisation or η of embedding is not the plan's")
+
+
 def test_weights_that_outgrow_their_decay_are_laid_to_its_time(promised: Recipe) -> None:
     watch = watch_of(promised.at(width=TARGET, decay_kinds=()), evaluations=EVALUATIONS, same_data=True)
     assert watch is not None

@@ -148,7 +148,9 @@ def test_what_cannot_be_carried_honestly_is_left_out(
     assert (" ".join(one.name for one in quantities), told) == (names, left_out)
 
 
-def test_proxies_narrower_than_the_laws_were_tried_with_promise_nothing() -> None:
-    plan = promising(None, proxy=GPTConfig(width=16, context=64)).at(width=64)
+def test_proxies_narrower_than_the_laws_were_tried_with_promise_nothing(kept: dict[str, Any]) -> None:
+    plan = promising(kept, proxy=GPTConfig(width=16, context=64)).at(width=64)
     told = "nothing is judged: the laws were tried with proxies of width 32 and more"
-    assert judged(plan, same_data=True, whole=True) == ([], [told])
+    watch = watch_of(plan, evaluations=4, same_data=True)
+    assert watch is not None
+    assert (watch.bands, watch.left_out, watch.suspicions) == ((), (told,), ())
