@@ -27,23 +27,26 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(config: dict[str, Any], out: Place) -> None:
     torch.set_num_threads(config["threads"])
     options = _options(config, out)
-    # Every worker watches, and one writes.
-    log = Log(
-        out if options.rank == 0 else None,
+    log = _log(config, out, options) if options.rank == 0 else None
+
+    def add(metrics: Metrics) -> bool:
+        stop = log is not None and log.add(metrics)
+        return _agreed(stop, options) if config["abort_on_alarm"] else stop
+
+    result = run(RunSpec.model_validate_json(config["spec"]), options, add)
+    if log is not None:
+        ending = {name: getattr(result, name) for name in _ENDING}
+        told = {**ending, "loss": finite(result.loss), **config["outcome"], **log.ending()}
+        write_json(out / "result.json", told)
+
+
+def _log(config: dict[str, Any], out: Place, options: RunOptions) -> Log:
+    return Log(
+        out,
         None if config["watch"] is None else Watch.model_validate_json(config["watch"]),
         peak=_peak(config["peak_tflops"], options),
         abort=config["abort_on_alarm"],
     )
-
-    def add(metrics: Metrics) -> bool:
-        stop = log.add(metrics)
-        return _agreed(stop, options) if config["abort_on_alarm"] else stop
-
-    result = run(RunSpec.model_validate_json(config["spec"]), options, add)
-    if options.rank == 0:
-        ending = {name: getattr(result, name) for name in _ENDING}
-        told = {**ending, "loss": finite(result.loss), **config["outcome"], **log.ending()}
-        write_json(out / "result.json", told)
 
 
 _ENDING = ("status", "loss", "steps", "tokens", "seconds", "parameters", "flops")

@@ -76,11 +76,19 @@ def test_a_log_writes_evaluations_and_alarms_and_says_when_to_stop(tmp_path: Pat
     assert "mfu" not in lines(tmp_path / "metrics.jsonl")[-1]
 
 
-def test_without_bands_a_log_has_no_alarms_and_other_workers_write_nothing(tmp_path: Path) -> None:
-    log, other = Log(tmp_path, None), Log(None, WATCH, abort=True)
+def test_a_log_that_goes_on_knows_what_was_outside_and_how_many_workers_there_were(tmp_path: Path) -> None:
+    assert not Log(tmp_path, WATCH, peak=2e12, abort=True).add(metrics(5, 2.6))
+    # Outside by little, but for the second time.
+    assert Log(tmp_path, WATCH, peak=8e12, abort=True).add(metrics(10, 2.1))
+    assert [line["step"] for line in lines(tmp_path / "alarms.jsonl")] == [10]
+    # 10¹³ operations in ten seconds at 2·10¹² a second, and ten at four times as many.
+    assert [line["mfu"] for line in lines(tmp_path / "metrics.jsonl")] == [0.25, 0.1]
+
+
+def test_without_bands_a_log_has_no_alarms(tmp_path: Path) -> None:
+    log = Log(tmp_path, None)
     assert (log.add(metrics(10, 9.0)), log.ending()) == (False, {})
     assert [path.name for path in tmp_path.glob("*.*")] == ["metrics.jsonl"]
-    assert (other.add(metrics(10, 9.0)), other.ending()) == (True, {})
 
 
 @pytest.mark.parametrize(
