@@ -142,7 +142,7 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
         plan,
         evaluations=options.evaluations,
         same_data=fingerprint == tuned_on,
-        whole=options.parallel == "ddp" and options.module_decay is None,
+        even=options.module_decay is None,
     )
     if options.abort_on == "alarm" and (watch is None or not watch.bands):
         why = "the recipe has no bands" if watch is None else watch.left_out[0]
@@ -247,7 +247,7 @@ _RUN_OPTIONS = {
 def _run_options(options: LaunchOptions, watch: Watch | None) -> dict[str, Any]:
     """Return what each worker is told; a watched run measures what it is watched by."""
     chosen = options.model_dump(include=_RUN_OPTIONS)
-    measures = watch is not None and bool(watch.bands) and options.parallel == "ddp"
+    measures = watch is not None and bool(watch.bands)
     return {
         **chosen,
         "diagnostics": options.diagnostics or measures,

@@ -37,14 +37,14 @@ class Alarm:
     advice: str
 
 
-def watch_of(plan: Plan, *, evaluations: int, same_data: bool, whole: bool = True) -> Watch | None:
+def watch_of(plan: Plan, *, evaluations: int, same_data: bool, even: bool = True) -> Watch | None:
     """Return what a plan's target is watched by, or None where its recipe has no bands.
 
     Args:
         plan: the target's.
         evaluations: of the target, evenly spaced.
         same_data: whether it trains on the proxies' tokens.
-        whole: whether every worker has all weights, and λ is shared out evenly among them.
+        even: whether λ is the same for all modules.
 
     Raises:
         ConfigError: the recipe's bands are damaged.
@@ -52,7 +52,7 @@ def watch_of(plan: Plan, *, evaluations: int, same_data: bool, whole: bool = Tru
     bands = stored(plan.recipe)
     if bands is None:
         return None
-    quantities, left_out = judged(plan, same_data=same_data, whole=whole)
+    quantities, left_out = judged(plan, same_data=same_data, even=even)
     steps = evaluation_steps(plan.horizon, evaluations)
     # They follow every step of the run, which may be long where nothing is judged.
     found = causes.suspicions(plan, decay_share(bands, "matrix"), steps) if quantities else []

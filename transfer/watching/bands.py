@@ -137,13 +137,13 @@ def decay_share(bands: Bands, kind: Kind) -> float:
     return fmean(known) if known else 1.0
 
 
-def judged(plan: Plan, *, same_data: bool, whole: bool) -> tuple[list[Quantity], list[str]]:
+def judged(plan: Plan, *, same_data: bool, even: bool) -> tuple[list[Quantity], list[str]]:
     """Return the quantities whose law reaches from a plan's proxies to its target, and why others do not.
 
     Args:
         plan: the target's.
         same_data: whether it trains on the proxies' tokens.
-        whole: whether its weights are measured: every worker has all of them, and λ is shared out evenly.
+        even: whether λ is the same for all modules, as the laws take it.
     """
     ratios, left_out = plan.ratios, []
     steps = ratios.tokens / ratios.batch
@@ -153,9 +153,9 @@ def judged(plan: Plan, *, same_data: bool, whole: bool) -> tuple[list[Quantity],
         parts = f"×{steps:.3g} the proxies' steps, ×{ratios.batch:.3g} their batch, ×{ratios.depth:.3g} their depth"
         return [], [f"nothing is judged: the target has {parts}; the laws were tried to ×2"]
     names = {quantity.name for quantity in QUANTITIES}
-    if not whole:
+    if not even:
         names &= set(_OF_RUN)
-        left_out.append("the weights are not judged: they are sharded, or λ is shared out among modules")
+        left_out.append("the weights are not judged: λ is shared out among modules")
     if not same_data:
         names -= set(_OF_RUN)
         left_out.append("loss and gradient norm are not judged: the data are not those of the proxies")

@@ -96,7 +96,7 @@ SMALLER = "loss and gradient norm are not judged: the target is smaller than the
 
 
 @pytest.mark.parametrize(
-    ("target", "same_data", "whole", "names", "left_out"),
+    ("target", "same_data", "even", "names", "left_out"),
     [
         ({"width": 128}, True, True, "rms rms update_ratio gain gain gradient_norm loss", []),
         (
@@ -111,7 +111,7 @@ SMALLER = "loss and gradient norm are not judged: the target is smaller than the
             True,
             False,
             "gradient_norm loss",
-            ["the weights are not judged: they are sharded, or λ is shared out among modules"],
+            ["the weights are not judged: λ is shared out among modules"],
         ),
         ({"width": 16}, True, True, "rms rms update_ratio gain gain", [SMALLER]),
         (
@@ -139,12 +139,12 @@ SMALLER = "loss and gradient norm are not judged: the target is smaller than the
             ],
         ),
     ],
-    ids=["equal", "other data", "sharded", "narrower", "longer", "larger batch", "much longer"],
+    ids=["equal", "other data", "module decay", "narrower", "longer", "larger batch", "much longer"],
 )
 def test_what_cannot_be_carried_honestly_is_left_out(
-    target: dict[str, int], same_data: bool, whole: bool, names: str, left_out: list[str]
+    target: dict[str, int], same_data: bool, even: bool, names: str, left_out: list[str]
 ) -> None:
-    quantities, told = judged(promising(None).at(**target), same_data=same_data, whole=whole)
+    quantities, told = judged(promising(None).at(**target), same_data=same_data, even=even)
     assert (" ".join(one.name for one in quantities), told) == (names, left_out)
 
 
