@@ -49,6 +49,11 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def trial_name(number: int) -> str:
+    """Return what a trial's folder, its run and its curves in trackers are called."""
+    return f"trial_{number:04d}"
+
+
 class Books(ABC):
     """A study and its trials, of one folder, locked against a second process.
 
@@ -141,7 +146,7 @@ class Books(ABC):
 
     def folder(self, number: int) -> Path:
         """Return the folder of a trial's checkpoint."""
-        return self.out / self.layout.folder / f"trial_{number:04d}"
+        return self.out / self.layout.folder / trial_name(number)
 
     def report(self, number: int, step: int, loss: float) -> bool:
         """Record an intermediate loss; return whether the trial should stop, being behind the others."""

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.search.books import Books, Next, Run
+from widthwise.search.books import Books, Next, Run, trial_name
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.samplers import drawing, pruner, sampler
@@ -63,9 +63,7 @@ class Ledger(Books):
         hyperparameters = self.hyperparameters(trial)
         # What a target run is watched by is measured where the settings are the ones to be recommended.
         diagnostics = bool(trial.user_attrs.keys() & _NOT_PROPOSED)
-        return self._run(
-            f"trial_{trial.number:04d}", hyperparameters, self.seed(trial), diagnostics=diagnostics
-        )
+        return self._run(trial_name(trial.number), hyperparameters, self.seed(trial), diagnostics=diagnostics)
 
     def sample(self) -> Run:
         """Return a run with diagnostics: they take memory, the settings make no difference to it."""

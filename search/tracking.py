@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from widthwise.proxies.files import write_atomic
-from widthwise.search.books import Books
+from widthwise.search.books import Books, trial_name
 from widthwise.search.trackers import Begin, Run, Settings, Tracker, begin_with
 
 Told = Callable[[str], None]
@@ -64,7 +64,7 @@ class Tracking:
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """Tell of an evaluation; one that was told before, or is not finite, is passed over."""
-        name, step, loss = _name(number), result["step"], result["loss"]
+        name, step, loss = trial_name(number), result["step"], result["loss"]
         if not math.isfinite(loss) or step <= self.steps.get(name, 0):
             return
         self.steps[name] = step
@@ -80,19 +80,19 @@ class Tracking:
         """Tell a tracker of the finished trials whose end it has not seen."""
         seen = set(self.seen.get(channel.tracker, []))
         for record in self.books.records():
-            if _name(record["number"]) not in seen:
+            if trial_name(record["number"]) not in seen:
                 self._begin(channel, record)
                 self._end(channel, record)
 
     def _begin(self, channel: "_Channel", record: Mapping[str, Any]) -> None:
-        name = _name(record["number"])
+        name = trial_name(record["number"])
         self._tell(channel, channel.begin, name, _settings(record))
         for step, loss in record["curve"]:
             self.steps[name] = step
             self._tell(channel, channel.point, name, step * self.tokens_per_step, loss)
 
     def _end(self, channel: "_Channel", record: Mapping[str, Any]) -> None:
-        name = _name(record["number"])
+        name = trial_name(record["number"])
         self._tell(channel, channel.end, name, record["status"])
         self._tell(channel, self._saw_end, channel.tracker, name)
 
@@ -140,10 +140,6 @@ class _Channel:
         """Put away the runs of trials that have not ended."""
         for name in list(self.runs):
             self.end(name, None)
-
-
-def _name(number: int) -> str:
-    return f"trial_{number:04d}"
 
 
 def _settings(record: Mapping[str, Any]) -> Settings:

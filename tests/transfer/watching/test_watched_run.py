@@ -49,7 +49,9 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
         assert one["mfu"] == pytest.approx(one["flops"] / one["seconds"] / 1e11)
         assert set(one["diagnostics"]["kinds"]) == {"matrix", "embedding", "readout"}
 
-    status, _, said = launch("sp", "--rule", "sp", "--abort-on", "alarm", "--workers", 2, "--parallel", "fsdp")
+    status, _, said = launch(
+        "sp", "--rule", "sp", "--abort-on", "alarm", "--workers", 2, "--parallel", "fsdp"
+    )
     result = json.loads((tmp_path / "sp" / "result.json").read_text())
     step = result["steps"]
     assert (status, result["status"]) == (1, "stopped")
