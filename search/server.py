@@ -36,8 +36,14 @@ ANSWER_SECONDS = 10
 RELEASE_SECONDS = 2.0
 # The longest pause between two attempts, in seconds.
 LONGEST_PAUSE = 5.0
-# Seconds of silence, between looks, and looks: each end notices within a minute that the other one is gone.
-IDLE, INTERVAL, COUNT = 30, 10, 3
+# Each end notices within a minute that the other one is gone: by three looks after half a minute's silence (seconds),
+# or by what it has sent and nobody confirms (milliseconds), about which the looks say nothing.
+LIVENESS = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 # The attribute in which a study says who has written to it last.
 WRITER = "writer"
 
@@ -145,8 +151,9 @@ class _Holder:
 
     def _take(self, connection: "Connection[Any]") -> None:
         name = self.storage.study_name
-        for setting, value in (("idle", IDLE), ("interval", INTERVAL), ("count", COUNT)):
-            connection.execute("SELECT set_config(%s, %s, false)", [f"tcp_keepalives_{setting}", str(value)])
+        for setting, value in LIVENESS.items():
+            name_there = f"tcp_{setting.removeprefix('tcp_')}"
+            connection.execute("SELECT set_config(%s, %s, false)", [name_there, str(value)])
         [taken] = connection.execute("SELECT pg_try_advisory_lock(%s)", [_key(self.storage)]).fetchone() or [
             None
         ]
@@ -269,9 +276,7 @@ def _connected(storage: Storage) -> "Connection[Any]":
     ours = {
         "connect_timeout": ANSWER_SECONDS,
         "application_name": "widthwise",
-        "keepalives_idle": IDLE,
-        "keepalives_interval": INTERVAL,
-        "keepalives_count": COUNT,
+        **LIVENESS,
         "password": storage.password,
     }
     # What the URL says goes before.

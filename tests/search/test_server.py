@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -153,6 +154,21 @@ def test_a_study_is_gone_on_with_from_a_new_folder(
     assert [record["number"] for record in second.records()] == [0]
     second.close()
     opened("elsewhere", storage=Storage.parse(postgres.url(database)), resume=True)
+
+
+def test_both_ends_notice_within_a_minute_that_the_other_is_gone(postgres: Server, database: str) -> None:
+    looks = {
+        "keepalives_idle": socket.TCP_KEEPIDLE,
+        "keepalives_interval": socket.TCP_KEEPINTVL,
+        "keepalives_count": socket.TCP_KEEPCNT,
+        "user_timeout": socket.TCP_USER_TIMEOUT,
+    }
+    storage = Storage.parse(postgres.url(database), study_name="watchful")
+    with closing(server._Holder(storage).connect()) as connection:
+        there = [int(connection.execute(f"SHOW tcp_{name}").fetchone()[0]) for name in looks]
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            here = [end.getsockopt(socket.IPPROTO_TCP, option) for option in looks.values()]
+    assert there == here == [30, 10, 3, 60_000]
 
 
 def test_a_study_that_is_in_use_is_refused_and_others_beside_it_are_not(
