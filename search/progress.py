@@ -44,7 +44,8 @@ class Progress:
         self.books = books
         self.console = console(enabled=enabled)
         self.bar = progress_bar(books.layout.what, self.console)
-        self.task = self.bar.add_task("", total=books.total)
+        self.total = books.total
+        self.task = self.bar.add_task("", total=self.total)
         self.parts: dict[int, float] = {}
         self.records = books.records()
 
@@ -62,6 +63,8 @@ class Progress:
         """Say so of the first trial: until it ends there is nothing to say, and that may take long."""
         if not self.parts:
             self.say("starting the first trials")
+        # Not at every evaluation: a study on a server answers each question in its time.
+        self.total = self.books.total
         self.parts[number] = 0.0
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
@@ -72,7 +75,7 @@ class Progress:
     def ended(self, number: int) -> None:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}
-        self.records = self.books.records()
+        self.records, self.total = self.books.records(), self.books.total
         for record in self.records:
             if record["number"] not in told:
                 self._say(record)
@@ -109,6 +112,5 @@ class Progress:
         running = sum(self.parts.get(number, 0.0) for number in self.books.live)
         losses = [record["loss"] for record in self.records if record["status"] == "completed"]
         best = f"{min(losses):.4f}" if losses else "-"
-        total = self.books.total
-        text = f"{len(self.records)}/{total} trials, best loss {best}"
-        self.bar.update(self.task, completed=len(self.records) + running, total=total, description=text)
+        text = f"{len(self.records)}/{self.total} trials, best loss {best}"
+        self.bar.update(self.task, completed=len(self.records) + running, total=self.total, description=text)
