@@ -108,7 +108,10 @@ def launch(
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
         (out / "result.json").unlink(missing_ok=True)
-        if watch is not None:
+        if watch is None:
+            # Of a run that was watched until now: what is still to come is compared with nothing.
+            (out / "bands.json").unlink(missing_ok=True)
+        else:
             write_json(out / "bands.json", watch.model_dump(mode="json", by_alias=True))
         _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
     return read_json(out / "result.json", "a result")
