@@ -102,7 +102,12 @@ def test_the_peak_is_that_of_the_named_device(name: str, peak: float | None) -> 
 @pytest.mark.parametrize(
     ("options", "evidence", "message"),
     [
-        ({}, None, "abort_on: must not be 'alarm' where nothing is watched: the recipe has no bands"),
+        (
+            {},
+            None,
+            "abort_on: must not be 'alarm' where nothing is watched: the recipe has no bands; a sweep measures them "
+            "with three seeds or more",
+        ),
         ({"unwatched": True}, None, "abort_on: must not be 'alarm' where the run is not watched"),
         (
             {},
