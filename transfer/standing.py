@@ -47,21 +47,20 @@ def standing(
         raise ConfigError(f"folder: {folder} is not a folder")
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
     found: list[dict[str, Any]] = []
-    failures: list[ConfigError] = []
+    failures: dict[Path, ConfigError] = {}
     for each in places:
         try:
             part = _part(each, storage)
         except ConfigError as error:
-            failures.append(error)
+            failures[each] = error
         else:
             found += [] if part is None else [{"folder": str(each), **part}]
     if not found:
-        raise (
-            failures[0] if failures else ConfigError(f"folder: {folder} holds no sweep, check or target run")
-        )
+        nothing = ConfigError(f"folder: {folder} holds no sweep, check or target run")
+        raise next(iter(failures.values()), nothing)
     if on_left_out is not None:
-        for failure in failures:
-            on_left_out(str(failure))
+        for each, failure in failures.items():
+            on_left_out(f"{each}: {failure}")
     return found
 
 

@@ -187,4 +187,6 @@ def test_a_subfolder_that_cannot_be_read_hides_no_other(
     broken.write_text("no database")
     code, printed, said = status(capsys, tmp_path)
     assert (code, printed.splitlines()[0]) == (0, f"{tmp_path / 'one'}: target, finished")
-    assert said.startswith(f"widthwise: left out: folder: {broken} cannot be read as a study (")
+    assert said.startswith(
+        f"widthwise: left out: {broken.parent}: folder: {broken} cannot be read as a study ("
+    )
