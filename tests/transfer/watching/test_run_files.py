@@ -79,6 +79,7 @@ def test_a_log_writes_evaluations_and_alarms_and_says_when_to_stop(tmp_path: Pat
 def test_without_bands_a_log_has_no_alarms_and_other_workers_write_nothing(tmp_path: Path) -> None:
     log, other = Log(tmp_path, None), Log(None, WATCH, abort=True)
     assert (log.add(metrics(10, 9.0)), log.ending()) == (False, {})
+    assert Log(tmp_path, WATCH.model_copy(update={"bands": ()})).ending() == {}
     assert [path.name for path in tmp_path.glob("*.*")] == ["metrics.jsonl"]
     assert (other.add(metrics(10, 9.0)), other.ending()) == (True, {})
 
