@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
@@ -39,8 +40,13 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an error is the operating system's of a disk, or a share of it, that is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Return whether an error is the operating system's, or SQLite's, of a disk, or a share of it, that is full."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # SQLAlchemy's has the driver's as its cause, and Optuna's has SQLAlchemy's.
+    return error.__cause__ is not None and is_full(error.__cause__)
 
 
 def write_atomic(path: str | Place, text: str) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args, ge
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from widthwise.proxies.files import is_full
 from widthwise.proxies.validation import ConfigError, RunError, nearest
 from widthwise.transfer.passwords import conceal_password
 
@@ -109,7 +110,10 @@ def _status(run: Callable[[], int]) -> int:
         _say("failed", str(error))
         return 1
     except Exception as error:
-        _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")
+        if is_full(error):
+            _say("failed", "the disk is full; make room, and go on with --resume")
+        else:
+            _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")
         return 1
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FP32, BF16 = 4, 2
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +165,9 @@ class DryRun:
         return [
             ("workers", self._mesh()),
             ("parameters", f"{self.step.parameters:,}"),
-            *((f"memory per worker: {name}", _gib(size)) for name, size in memory.items() if size),
-            ("memory per worker, in all", _gib(sum(memory.values()))),
-            ("checkpoint", _gib(self.checkpoint_bytes)),
+            *((f"memory per worker: {name}", _bytes(size)) for name, size in memory.items() if size),
+            ("memory per worker, in all", _bytes(sum(memory.values()))),
+            ("checkpoint", _bytes(self.checkpoint_bytes)),
             ("steps, tokens", f"{document['steps']:,}, {self.tokens:,}"),
             ("FLOPs", f"{document['flops']:.4g} ({self.step.flops_per_token:.4g} per token)"),
             ("time", self._speed() if hours is None else f"{hours:,.1f} hours {self._speed()}"),
@@ -194,9 +194,9 @@ class DryRun:
         parts = passes(options.accumulate, wanted=options.workers, there=fewest)
         updated = {"workers": fewest, "min_workers": None, "accumulate": parts}
         left = replace(self, options=options.model_copy(update=updated), nodes=1)
-        held = _gib(sum(left.memory.values()))
+        held = _bytes(sum(left.memory.values()))
         each = f"{parts} pass(es) of {left.sequences} sequences, {held} per worker"
-        return f"where only {fewest} workers are left: {each}"
+        return f"where only {fewest} worker{'s are' if fewest > 1 else ' is'} left: {each}"
 
     def parameters(self) -> "Table":
         """Return every parameter's kind, η and λ, as a table for a terminal."""
@@ -221,8 +221,8 @@ class DryRun:
         ]
         if self.workers > 1 and self.shards == 1:
             states = 4 * self.memory["weights"]
-            each = f"all {_gib(states)} of weights, gradients and moments"
-            shared = f"with --parallel fsdp, {_gib(states / self.workers)}"
+            each = f"all {_bytes(states)} of weights, gradients and moments"
+            shared = f"with --parallel fsdp, {_bytes(states / self.workers)}"
             lines.append(f"every worker holds {each}; {shared}")
         if self.options.fewest < self.workers:
             lines.append(self._fewest())
@@ -265,5 +265,5 @@ def dry_run(plan: Plan, options: LaunchOptions, *, nodes: int = 1, throughput: T
     )
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"
+def _bytes(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / MIB:,.2f} MiB"

@@ -34,6 +34,7 @@ from widthwise.transfer.watching.records import Watch
 
 SECONDS_BETWEEN_RESIZES = 10.0
 """Between Ray Train's looks whether a run that is short of workers can have more."""
+NO_BANDS = "the recipe has no bands; a sweep measures them with three seeds or more"
 
 
 def launch(
@@ -83,9 +84,8 @@ def launch(
     require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
-    if watch is not None and show_progress:
-        for line in watch.left_out:
-            print(f"widthwise: watched against its proxies; {line}", file=sys.stderr)
+    if show_progress:
+        _say_unwatched(watch, options)
     if own is not None and show_progress:
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
@@ -148,9 +148,18 @@ def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None
         even=options.module_decay is None,
     )
     if options.abort_on == "alarm" and (watch is None or not watch.bands):
-        why = "the recipe has no bands" if watch is None else watch.left_out[0]
+        why = NO_BANDS if watch is None else watch.left_out[0]
         raise ConfigError(f"abort_on: must not be 'alarm' where nothing is watched: {why}")
     return watch
+
+
+def _say_unwatched(watch: Watch | None, options: LaunchOptions) -> None:
+    """Say on standard error what the run is not compared with, unless the user asked for just that."""
+    if watch is not None:
+        for line in watch.left_out:
+            print(f"widthwise: watched against its proxies; {line}", file=sys.stderr)
+    elif not options.unwatched and options.model is None:
+        print(f"widthwise: not watched: {NO_BANDS}", file=sys.stderr)
 
 
 def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:

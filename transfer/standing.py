@@ -1,5 +1,6 @@
 """How sweeps, checks and target runs stand, from their folders alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,38 @@ _UNTRAINED: dict[str, Any] = {
 }
 
 
-def standing(folder: Place, storage: Storage | None = None) -> list[dict[str, Any]]:
+def standing(
+    folder: Place, storage: Storage | None = None, *, on_left_out: Callable[[str], object] | None = None
+) -> list[dict[str, Any]]:
     """Return how everything in `folder` and its direct subfolders stands, as plain data.
 
     Of a target run on storage without locks, whether it runs cannot be told: one without a result is *unfinished*.
-    `storage` takes the place of the URL that a folder has for a study in a database.
+    `storage` takes the place of the URL that a folder has for a study in a database. A subfolder that cannot be read,
+    such as one whose database is away, is left out, and `on_left_out` called with the reason.
 
     Raises:
-        ConfigError: there is nothing, or it cannot be read.
+        ConfigError: there is nothing, or nothing of it can be read.
     """
     if not isinstance(folder, Path):
         return _standing_remote(folder)
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is not a folder")
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
-    found = [
-        {"folder": str(place), **part} for place in places if (part := _part(place, storage)) is not None
-    ]
+    found: list[dict[str, Any]] = []
+    failures: dict[Path, ConfigError] = {}
+    for each in places:
+        try:
+            part = _part(each, storage)
+        except ConfigError as error:
+            failures[each] = error
+        else:
+            found += [] if part is None else [{"folder": str(each), **part}]
     if not found:
-        raise ConfigError(f"folder: {folder} holds no sweep, check or target run")
+        nothing = ConfigError(f"folder: {folder} holds no sweep, check or target run")
+        raise next(iter(failures.values()), nothing)
+    if on_left_out is not None:
+        for each, failure in failures.items():
+            on_left_out(f"{each}: {failure}")
     return found
 
 

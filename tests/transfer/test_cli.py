@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from widthwise.proxies import AlphaDecay
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
@@ -410,6 +411,20 @@ def test_an_exception_of_a_command_is_one_line(
 
     assert cli._status(run) == status
     assert capsys.readouterr().err == line
+
+
+def test_a_study_on_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def run() -> int:
+        # SQLite's own limit: it raises what a full disk does.
+        engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'study.db'}")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("PRAGMA max_page_count = 1"))
+            connection.execute(sqlalchemy.text("CREATE TABLE trials (number INTEGER)"))
+        return 0
+
+    assert cli._status(run) == 1
+    expected = "widthwise: failed: the disk is full; make room, and go on with --resume\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_failure_of_our_own_names_the_file_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

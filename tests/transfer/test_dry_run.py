@@ -147,7 +147,7 @@ def test_the_costs_and_every_parameter_are_printed(
     assert row in " ".join(printed.split())
     assert "unknown: give --tflops-per-worker or" in printed
     states = (
-        "every worker holds all 0.01 GiB of weights, gradients and moments; with --parallel fsdp, 0.00 GiB"
+        "every worker holds all 7.50 MiB of weights, gradients and moments; with --parallel fsdp, 3.75 MiB"
     )
     assert states in printed
     assert "2 on 1 node(s), ddp; 1 pass(es) of 8 " in " ".join(printed.split())
@@ -183,6 +183,8 @@ def test_a_dry_run_of_an_elastic_run_tells_of_the_fewest(
     assert (mesh["workers"], mesh["min_workers"]) == (64, 48)
     fewer = json.loads(dry_run(capsys, recipe, f"{options} --json --workers 32 --accumulate 8")[1])
     held = sum(fewer["memory_per_worker"].values()) / 2 / 2**30  # the total is one of them
+    alone = dry_run(capsys, recipe, f"{options} --workers 1-64")[1]
+    assert "where only 1 worker is left: 256 pass(es) of 4 sequences, " in alone
     printed = " ".join(dry_run(capsys, recipe, f"{options} --workers 32-64")[1].split())
     assert f"where only 32 workers are left: 8 pass(es) of 4 sequences, {held:.2f} GiB per worker" in printed
     assert "are left" not in dry_run(capsys, recipe, options)[1]

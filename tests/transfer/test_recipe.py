@@ -297,7 +297,7 @@ def test_the_evidence_is_said_a_line_each() -> None:
 def sweep_of(config: SweepConfig, folder: Path) -> SweepConfig:
     """Return what ``widthwise sweep`` makes of the options and the file that `config` is written as."""
     (folder / "config.toml").write_text(as_toml(config))
-    return Sweep(config=folder / "config.toml", **as_options(config))._config()
+    return Sweep(config=folder / "config.toml", **as_options(config))._config(None)
 
 
 def test_a_configuration_is_written_as_options_and_a_file(tmp_path: Path) -> None:

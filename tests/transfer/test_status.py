@@ -176,3 +176,17 @@ def test_a_folder_with_nothing_is_one_line(capsys: pytest.CaptureFixture[str], t
     code, _, said = status(capsys, tmp_path)
     assert (code, len(said.splitlines())) == (2, 1)
     assert said.startswith(f"widthwise: error: folder: {tmp_path / 'study.db'} cannot be read as a study (")
+
+
+def test_a_subfolder_that_cannot_be_read_hides_no_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_target(tmp_path / "one", status="completed", loss=2.25, tokens=89_088)
+    broken = tmp_path / "two" / "study.db"
+    broken.parent.mkdir()
+    broken.write_text("no database")
+    code, printed, said = status(capsys, tmp_path)
+    assert (code, printed.splitlines()[0]) == (0, f"{tmp_path / 'one'}: target, finished")
+    assert said.startswith(
+        f"widthwise: left out: {broken.parent}: folder: {broken} cannot be read as a study ("
+    )

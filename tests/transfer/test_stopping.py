@@ -60,13 +60,13 @@ def test_a_target_run_that_has_written_nothing_is_only_interrupted(
     from widthwise.transfer import launching
 
     kept: dict[str, Any] = {}
-    require = launching._require_folder
+    require = launching.require_folder
 
     def remembered(out: Path, document: dict[str, Any], *, resume: bool) -> None:
         kept.update(document)
         require(out, document, resume=resume)
 
-    monkeypatch.setattr(launching, "_require_folder", remembered)
+    monkeypatch.setattr(launching, "require_folder", remembered)
     launch = "launch recipe.json --width 32"
     assert said(capsys, launch) == INTERRUPTED
     launching.write_json(Path("out/plan.json"), kept)

@@ -45,6 +45,7 @@ def contents(folder: Path) -> str:
     return "".join(path.read_bytes().decode(errors="replace") for path in files)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_server_that_restarts_ends_well_and_tells_no_password(
     start: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],

@@ -205,8 +205,9 @@ class Launch(Target):
         elif result["status"] == "completed":
             outcome = f"validation loss {result['loss']:.4f} nats per token after {result['tokens']:,} tokens"
             print(f"width {result['width']}, rule {result['rule']}: {outcome}, {result['seconds']:.1f} s")
-            if result.get("alarms"):
-                print(f"alarms: {len(result['alarms'])}, in {self.out / 'alarms.jsonl'}")
+            if "alarms" in result:
+                count = len(result["alarms"])
+                print(f"alarms: {count}, in {self.out / 'alarms.jsonl'}" if count else "alarms: none")
             print(f"files: {self.out / 'result.json'}, {self.out / 'metrics.jsonl'}")
         if result["status"] != "completed":
             print(f"widthwise: failed: {self._failure(result)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from widthwise.transfer.commands.options import Folder, Option, storage_of
+from widthwise.transfer.commands.report import say_left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Status:
         """Print what the folder says; nothing in it is changed."""
         from widthwise.transfer.standing import standing
 
-        parts = standing(self.folder, storage_of(self.storage))
+        parts = standing(self.folder, storage_of(self.storage), on_left_out=say_left_out)
         if self.json:
             print(json.dumps({"parts": parts}))
         else:

@@ -88,6 +88,7 @@ def test_a_log_that_goes_on_knows_what_was_outside_and_how_many_workers_there_we
 def test_without_bands_a_log_has_no_alarms(tmp_path: Path) -> None:
     log = Log(tmp_path, None)
     assert (log.add(metrics(10, 9.0)), log.ending()) == (False, {})
+    assert Log(tmp_path, WATCH.model_copy(update={"bands": ()})).ending() == {}
     assert [path.name for path in tmp_path.glob("*.*")] == ["metrics.jsonl"]
 
 
@@ -110,7 +111,12 @@ def test_the_peak_is_that_of_the_named_device(name: str, peak: float | None) -> 
 @pytest.mark.parametrize(
     ("options", "evidence", "message"),
     [
-        ({}, None, "abort_on: must not be 'alarm' where nothing is watched: the recipe has no bands"),
+        (
+            {},
+            None,
+            "abort_on: must not be 'alarm' where nothing is watched: the recipe has no bands; a sweep measures them "
+            "with three seeds or more",
+        ),
         ({"unwatched": True}, None, "abort_on: must not be 'alarm' where the run is not watched"),
         (
             {},

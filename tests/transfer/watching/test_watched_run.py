@@ -42,7 +42,8 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
 
     status, printed, said = launch("sound", "--peak-tflops", "0.1")
     assert status == 0, said
-    assert "alarm" not in printed + said
+    assert "alarms: none\n" in printed
+    assert "alarm" not in said
     assert json.loads((tmp_path / "sound" / "result.json").read_text())["alarms"] == []
     measured = lines(tmp_path / "sound" / "metrics.jsonl")
     for one in measured:
