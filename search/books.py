@@ -22,7 +22,7 @@ from widthwise.proxies.files import locked, write_atomic
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, difference
-from widthwise.search.folders import Layout, opened, require_folder
+from widthwise.search.folders import Layout, identify, opened, require_folder
 from widthwise.search.storage import Storage
 
 # After so many failures in one session something is wrong that no further trial will cure.
@@ -95,7 +95,9 @@ class Books(ABC):
         self._lock.enter_context(locked(out))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.study = self._lock.enter_context(opened(out, layout, resume=resume, storage=storage))
+            self.study = self._lock.enter_context(
+                opened(out, layout, identity, resume=resume, storage=storage)
+            )
             self._agree(identity, may_change)
             self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
             self.write_records()
@@ -222,8 +224,7 @@ class Books(ABC):
                 where, was, now = difference(name, stored[name], value)
                 rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
                 raise ConfigError(f"{where}: {rule}, got {now}")
-        self.study.set_user_attr("what", self.layout.what)
-        self.study.set_user_attr("config", dict(identity))
+        identify(self.study, self.layout, identity)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)

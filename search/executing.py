@@ -90,4 +90,5 @@ def execute(
             books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
         )
     if len(books.failures) >= MAX_FAILURES:
-        raise RunError(f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}")
+        failed = f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}"
+        raise RunError(f"{failed}; mend it and go on with --resume ({books.out})")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -76,15 +77,17 @@ def require_folder(out: Path, layout: Layout, *, resume: bool, storage: Storage 
 
 
 @contextmanager
-def opened(out: Path, layout: Layout, *, resume: bool, storage: Storage | None) -> Iterator[optuna.Study]:
-    """Create the study of `out`, or open it with `resume`, to write it.
+def opened(
+    out: Path, layout: Layout, identity: Mapping[str, Any], *, resume: bool, storage: Storage | None
+) -> Iterator[optuna.Study]:
+    """Create the study of `out`, about `identity`, or open it with `resume`, to write it.
 
     Raises:
         ConfigError: it cannot be read, and why, in one line; or another process has it.
     """
     place = place_of(out, layout, storage) if resume else storage and storage.named(out)
     if place is None:
-        yield _loaded(out, layout) if resume else _created(out, layout)
+        yield _loaded(out, layout) if resume else _created(out, layout, identity)
         return
     with server.writing(place, resume=resume) as study:
         if resume:
@@ -120,9 +123,22 @@ def place_of(out: Path, layout: Layout, storage: Storage | None) -> Storage | No
     return storage
 
 
-def _created(out: Path, layout: Layout) -> optuna.Study:
-    storage = sqlite_url(out / layout.database)
-    return optuna.create_study(storage=storage, study_name=STUDY, direction="minimize")
+def _created(out: Path, layout: Layout, identity: Mapping[str, Any]) -> optuna.Study:
+    """Create a study in SQLite's file, which has its name once the study is one that can be resumed."""
+    path, unfinished = out / layout.database, out / f".{layout.database}"
+    unfinished.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(sqlite_url(unfinished))
+    study = optuna.create_study(storage=storage, study_name=STUDY, direction="minimize")
+    identify(study, layout, identity)
+    storage.engine.dispose()
+    unfinished.replace(path)
+    return optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
+
+
+def identify(study: optuna.Study, layout: Layout, identity: Mapping[str, Any]) -> None:
+    """Write into a study what it is about."""
+    study.set_user_attr("what", layout.what)
+    study.set_user_attr("config", dict(identity))
 
 
 def _loaded(out: Path, layout: Layout) -> optuna.Study:

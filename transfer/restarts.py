@@ -28,7 +28,11 @@ class Restarts(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, RunError):
                 raise error
-        step = last_checkpoint(self.out)
+        try:
+            step = last_checkpoint(self.out)
+        except OSError:
+            # An object store that does not answer for a moment is no reason to end a run.
+            step = self.step
         self.deaths = self.deaths + 1 if step == self.step else 1
         self.step = step
         if self.deaths > RETRIES:

@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.search import SearchSpace, SweepConfig, sweep
+from widthwise.search import SearchSpace, SweepConfig, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
@@ -676,3 +676,21 @@ def test_a_finalist_that_diverges_with_another_seed_is_none(opened: Callable[...
     assert [finalist.number for finalist in result.finalists] == [second.number, best.number]
     last = result.finalists[1].as_json()
     assert (last["losses"], last["mean"], last["spread"]) == ({"5": best.value, "6": None}, None, None)
+
+
+def test_a_sweep_that_died_while_its_study_was_made_can_be_started_again(
+    opened: Callable[..., Ledger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "identify", dies)
+        with pytest.raises(KeyboardInterrupt):
+            opened()
+    assert not (tmp_path / "sweep" / "study.db").exists()
+    ledger = opened()
+    number, tried = begin(ledger)
+    complete(ledger, number, tried)
+    assert [record["number"] for record in ledger.records()] == [0]
+    assert sorted(path.name for path in (tmp_path / "sweep").glob("*study*")) == ["study.db"]
