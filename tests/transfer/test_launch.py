@@ -80,8 +80,14 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
 ) -> None:
     status, printed, said = runs["undisturbed"]
     assert status == 0, said
-    told = [line.partition(":")[0] for line in said.splitlines()]
-    assert told == [f"step {line['step']}" for line in lines(undisturbed)]
+    unwatched, *steps = said.splitlines()
+    assert (
+        unwatched
+        == "widthwise: not watched: the recipe has no bands; a sweep measures them with three seeds or more"
+    )
+    assert [line.partition(":")[0] for line in steps] == [
+        f"step {line['step']}" for line in lines(undisturbed)
+    ]
     names = [".lock", "checkpoints", "metrics.jsonl", "plan.json", "recipe.json", "result.json"]
     names.append("tensorboard")
     assert sorted(path.name for path in undisturbed.iterdir()) == names
