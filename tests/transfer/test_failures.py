@@ -133,6 +133,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_exception_on_one_worker_ends_the_run_at_once(
     start: Callable[..., Any], recipe: Path, real_text: Path

@@ -75,6 +75,9 @@ def undisturbed(runs: dict[str, tuple[int, str, str]], folder: Path) -> Path:
     return folder / "undisturbed"
 
 
+UNWATCHED = "widthwise: not watched: the recipe has no bands; a sweep measures them with three seeds or more"
+
+
 def test_a_target_run_leaves_its_result_metrics_and_plan(
     runs: dict[str, tuple[int, str, str]], undisturbed: Path
 ) -> None:
@@ -194,7 +197,7 @@ def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
 
     status, _, said = start(*command, "--resume").finish()
     assert status == 0, said
-    first, *told = [line.partition(":")[0] for line in said.splitlines()]
+    _, first, *told = [line.partition(":")[0] for line in said.splitlines()]
     from_step = int(first.removeprefix("going on from step "))
     assert told == [f"step {step}" for step in range(from_step + 8, STEPS + 1, 8)]
     assert learnt(out) == learnt(undisturbed)
@@ -206,7 +209,7 @@ def test_a_run_that_diverges_says_so(runs: dict[str, tuple[int, str, str]], fold
     status, printed, said = runs["diverged"]
     result = json.loads(printed)
     told = f"the run diverged at step {result['steps']}; there is no checkpoint"
-    assert (status, said) == (1, f"widthwise: failed: {told}\n")
+    assert (status, said) == (1, f"{UNWATCHED}\nwidthwise: failed: {told}\n")
     assert result == json.loads((folder / "diverged" / "result.json").read_text())
     assert (result["status"], result["loss"]) == ("diverged", None)
     assert 0 < result["steps"] < STEPS

@@ -252,6 +252,7 @@ def test_named_kinds_go_along_with_a_job(folder: Path, capsys: pytest.CaptureFix
     assert "--override=positions=embedding --override=mix=matrix --transposed=mix" in said
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_own_model_through_ray_resumed_by_itself_alone(
     start: Callable[..., Any], folder: Path, real_text: Path, capsys: pytest.CaptureFixture[str]
