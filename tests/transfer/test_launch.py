@@ -151,6 +151,7 @@ def test_a_finished_run_is_not_repeated(
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("metrics.jsonl")} == before
 
 
+@pytest.mark.slow
 def test_two_workers_with_a_part_each_one_of_them_killed_learn_what_one_learns(
     start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
 ) -> None:
