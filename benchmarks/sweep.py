@@ -26,8 +26,9 @@ import torch
 from widthwise.proxies import GPTConfig, Horizon
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.outcome import RunOptions
-from widthwise.proxies.runs import RunSpec, base_settings, opened, run
+from widthwise.proxies.runs import opened, run
 from widthwise.search import SweepConfig, sweep
+from widthwise.search.ledger import trial_spec
 
 TRIALS = 50
 CONCURRENCY = (1, 2)
@@ -141,15 +142,7 @@ def bare(config: SweepConfig, records: list[dict[str, Any]]) -> float:
     began = time.perf_counter()
     for record in records:
         hyperparameters = Hyperparameters.model_validate(record["hyperparameters"])
-        spec = RunSpec(
-            model=config.model,
-            base_width=config.model.width,
-            horizon=config.horizon,
-            hyperparameters=hyperparameters,
-            settings=base_settings(hyperparameters),
-            data=config.data,
-        )
-        run(spec, RunOptions(seed=record["seed"], **options))
+        run(trial_spec(config, hyperparameters), RunOptions(seed=record["seed"], **options))
     return time.perf_counter() - began
 
 

@@ -79,21 +79,12 @@ class Ledger(Books):
     def _run(
         self, key: str, hyperparameters: Hyperparameters, seed: int, *, diagnostics: bool = False
     ) -> Run:
-        config = self.config
-        spec = RunSpec(
-            model=config.model,
-            base_width=config.model.width,
-            horizon=config.horizon,
-            hyperparameters=hyperparameters,
-            settings=base_settings(hyperparameters),
-            data=config.data,
-        )
         options = {
-            "evaluations": config.evaluations,
-            "validation_batches": config.validation_batches,
+            "evaluations": self.config.evaluations,
+            "validation_batches": self.config.validation_batches,
             "diagnostics": diagnostics,
         }
-        return Run(key=key, spec=spec, seed=seed, options=options)
+        return Run(key=key, spec=trial_spec(self.config, hyperparameters), seed=seed, options=options)
 
     def hyperparameters(self, trial: Trial | FrozenTrial) -> Hyperparameters:
         """Return the settings that `trial` tries, drawing those not drawn yet."""
@@ -254,6 +245,18 @@ class Ledger(Books):
             "fitted": "fitted" in trial.user_attrs,
             **super()._record(trial),
         }
+
+
+def trial_spec(config: SweepConfig, hyperparameters: Hyperparameters) -> RunSpec:
+    """Return what a trial of a sweep trains with these settings."""
+    return RunSpec(
+        model=config.model,
+        base_width=config.model.width,
+        horizon=config.horizon,
+        hyperparameters=hyperparameters,
+        settings=base_settings(hyperparameters),
+        data=config.data,
+    )
 
 
 def _tried(trial: FrozenTrial) -> Tried:
