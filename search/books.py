@@ -90,6 +90,10 @@ class Books(ABC):
         self.out, self.layout = out, layout
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
+        # Steps that the live trials have reported, and the trials as they were read after the last change: nobody else
+        # writes them, and a database takes its time for every answer.
+        self._reported: dict[int, set[int]] = {}
+        self._read: list[FrozenTrial] | None = None
         require_folder(out, layout, resume=resume, storage=storage)
         self._lock = ExitStack()
         self._lock.enter_context(locked(out))
@@ -152,42 +156,40 @@ class Books(ABC):
 
     def report(self, number: int, step: int, loss: float) -> bool:
         """Record an intermediate loss; return whether the trial should stop, being behind the others."""
-        trial = self.live[number]
-        known = self.study.get_trials(deepcopy=False)[number].intermediate_values
+        trial, known = self.live[number], self._reported[number]
         if not math.isfinite(loss) or step in known:
             return False
         trial.report(loss, step)
+        known.add(step)
+        self._read = None
         return self._is_behind(trial, step)
 
     def finish(self, number: int, status: Status, outcome: Mapping[str, Any]) -> None:
         """Close a trial and remove its checkpoint: pruned if stopped, infinitely bad if diverged, or failed."""
         trial = self.live.pop(number)
+        del self._reported[number]
         trial.set_user_attr("status", status)
         for name in ("tokens", "seconds", "error", "measured"):
             if name in outcome:
                 trial.set_user_attr(name, outcome[name])
         if status == "failed":
             self.failures.append(str(outcome.get("error", "the worker died")))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._tell(trial, state=TrialState.FAIL)
         elif status == "stopped":
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self._tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, math.inf if status == "diverged" else outcome["loss"])
+            self._tell(trial, math.inf if status == "diverged" else outcome["loss"])
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
 
     def record(self, number: int) -> dict[str, Any]:
         """Return a trial, finished or not, as plain data."""
-        return self._record(self.study.get_trials(deepcopy=False)[number])
+        return self._record(self._trials()[number])
 
     def records(self) -> list[dict[str, Any]]:
         """Return every finished trial as plain data."""
-        return [
-            self._record(trial)
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state.is_finished()
-        ]
+        return [self._record(trial) for trial in self._trials() if trial.state.is_finished()]
 
     def label(self, record: Mapping[str, Any]) -> str:
         """Return what a record's trial is called on the terminal."""
@@ -227,15 +229,28 @@ class Books(ABC):
         identify(self.study, self.layout, identity)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
+        """Return the trials, or those in one of these states; a live one may lack what was drawn or set last."""
+        if self._read is None:
+            self._read = self.study.get_trials(deepcopy=False)
+        return [trial for trial in self._read if not states or trial.state in states]
 
     def _ask(self) -> Trial:
         trial = self.study.ask()
-        self.live[trial.number] = trial
+        self._read = None
+        self.live[trial.number], self._reported[trial.number] = trial, set()
         return trial
+
+    def _tell(self, trial: Trial, value: float | None = None, state: TrialState | None = None) -> None:
+        self.study.tell(trial, value, state)
+        self._read = None
+
+    def _enqueue(self, parameters: dict[str, Any], attributes: dict[str, Any]) -> None:
+        self.study.enqueue_trial(parameters, user_attrs=attributes)
+        self._read = None
 
     def _adopt(self, number: int) -> Next:
         """Take over a trial that a dead process left running."""
-        frozen = self.study.get_trials(deepcopy=False)[number]
+        frozen = self._trials()[number]
         self.live[number] = Trial(self.study, frozen._trial_id)
+        self._reported[number] = set(frozen.intermediate_values)
         return self.live[number]

@@ -162,7 +162,7 @@ class Grid(Books):
         run = missing[0]
         # Enqueued, because that is one transaction: no trial is there without its run.
         stored = {"key": run.key, "spec": run.spec.model_dump_json(), "seed": run.seed}
-        self.study.enqueue_trial({}, user_attrs={**stored, "options": dict(run.options)})
+        self._enqueue({}, {**stored, "options": dict(run.options)})
         return self._ask()
 
     def _missing(self) -> list[Run]:
@@ -178,8 +178,7 @@ class Grid(Books):
 
     def _keys(self) -> set[str]:
         """Return the keys of the runs that have ended, are running or are enqueued."""
-        trials = self.study.get_trials(deepcopy=False)
-        return {trial.user_attrs["key"] for trial in trials if trial.state != TrialState.FAIL}
+        return {trial.user_attrs["key"] for trial in self._trials() if trial.state != TrialState.FAIL}
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
         stored = trial.user_attrs

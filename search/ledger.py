@@ -110,8 +110,7 @@ class Ledger(Books):
 
     def confirmations(self, number: int) -> list[FrozenTrial]:
         """Return the trials that try proposal `number` again with other seeds; failed ones are made up for."""
-        trials = self.study.get_trials(deepcopy=False)
-        confirming = [trial for trial in trials if trial.user_attrs.get("confirms") == number]
+        confirming = [trial for trial in self._trials() if trial.user_attrs.get("confirms") == number]
         return [trial for trial in confirming if trial.state != TrialState.FAIL]
 
     def fit(self) -> Fit:
@@ -124,8 +123,9 @@ class Ledger(Books):
     def fitted(self) -> FrozenTrial | None:
         """Return the trial at the minimum of the quadratic, once it is there; a failed one is made up for."""
         count = len(self._scored())
-        trials = self.study.get_trials(deepcopy=False)
-        tried = [t for t in trials if t.user_attrs.get("fitted") == count and t.state != TrialState.FAIL]
+        tried = [
+            t for t in self._trials() if t.user_attrs.get("fitted") == count and t.state != TrialState.FAIL
+        ]
         return tried[0] if tried else None
 
     def _wanted(self) -> Next:
@@ -136,7 +136,7 @@ class Ledger(Books):
             return "wait"
         missing = self._missing()
         for parameters, attributes in missing:
-            self.study.enqueue_trial(parameters, user_attrs=attributes)
+            self._enqueue(parameters, attributes)
         if missing:
             return self._ask()
         return "wait" if self._trials(TrialState.RUNNING) else "finished"
@@ -180,8 +180,7 @@ class Ledger(Books):
         return [one for one in self._main() if one.state != TrialState.FAIL and not _is_refused(one)]
 
     def _main(self) -> list[FrozenTrial]:
-        trials = self.study.get_trials(deepcopy=False)
-        return [trial for trial in trials if not trial.user_attrs.keys() & _NOT_PROPOSED]
+        return [trial for trial in self._trials() if not trial.user_attrs.keys() & _NOT_PROPOSED]
 
     def _scored(self) -> list[FrozenTrial]:
         """Return the proposals that completed with a finite loss, best first."""
@@ -225,9 +224,9 @@ class Ledger(Books):
         tried = self.hyperparameters(trial)
         if not self.config.is_too_short(tried.lr, tried.weight_decay):
             return False
-        del self.live[trial.number]
+        del self.live[trial.number], self._reported[trial.number]
         trial.set_user_attr("status", "refused")
-        self.study.tell(trial, math.inf)
+        self._tell(trial, math.inf)
         return True
 
     def _place(self, before: int | None = None) -> int:

@@ -44,6 +44,9 @@ def run_trials(
                 search_alg=_Proposer(books, limit, listeners, fuse),
                 scheduler=_Stopper(books, listeners, fuse),
                 num_samples=-1,
+                # All workers start at once then. One after the other, as else, the last may never come to be: a worker
+                # that is free before the next one is there takes the trial that waits for that, which ends its start.
+                max_concurrent_trials=limit,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
