@@ -14,23 +14,24 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
-from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.storage import Place, place
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.failures import first_line, last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
-from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.run_folder import require_folder
 from widthwise.transfer.watching.alarms import watch_of
 from widthwise.transfer.watching.records import Watch
+
+if TYPE_CHECKING:
+    from widthwise.proxies.building import OwnModel
+    from widthwise.proxies.runs import RunSpec
 
 SECONDS_BETWEEN_RESIZES = 10.0
 """Between Ray Train's looks whether a run that is short of workers can have more."""
@@ -71,22 +72,22 @@ def launch(
     out = place(out)
     out = out.resolve() if isinstance(out, Path) else out
     fingerprint = _require_data(plan, options, require_possible(plan, options))
-    own = None
-    if options.model is not None:
-        own = own_model(plan, options.model, options.overrides, options.transposed)
-    watch = _watch(plan, options, fingerprint)
-    options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)
+    own = _own(plan, options)
+    watch = _watch(plan, options, fingerprint)
+    options = options.model_copy(update={"data": absolute_source(options.data)})
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
     if own is not None:
-        document["own_model"] = identity(own)
+        document["own_model"] = own.identity()
     require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
     if show_progress:
         _say_unwatched(watch, options)
     if own is not None and show_progress:
+        from widthwise.transfer.own_model import asked
+
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         room_for(out),
@@ -100,7 +101,7 @@ def launch(
         ray_session(
             address,
             cpus=max(_cores(), options.workers),
-            modules=sources(own) if own and address is not None else (),
+            modules=own.sources() if own and address is not None else (),
         ) as ray,
         _interruptible(),
     ):
@@ -119,6 +120,14 @@ def launch(
 
 # What a resumed run must share with the one that it goes on with, besides the plan.
 _DECIDING = {"data", "seed", "module_decay"}
+
+
+def _own(plan: Plan, options: LaunchOptions) -> "OwnModel | None":
+    if options.model is None:
+        return None
+    from widthwise.transfer.own_model import own_model
+
+    return own_model(plan, options.model, options.overrides, options.transposed)
 
 
 def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> str:
@@ -194,7 +203,7 @@ def _cores() -> int:
 
 
 def _train(
-    spec: RunSpec,
+    spec: "RunSpec",
     rule: str,
     out: Place,
     options: LaunchOptions,
@@ -268,7 +277,9 @@ def _run_options(options: LaunchOptions, watch: Watch | None) -> dict[str, Any]:
     }
 
 
-def _spec(plan: Plan, options: LaunchOptions, own: OwnModel | None = None) -> RunSpec:
+def _spec(plan: Plan, options: LaunchOptions, own: "OwnModel | None" = None) -> "RunSpec":
+    from widthwise.proxies.runs import RunSpec
+
     return RunSpec(
         model=plan.model,
         base_width=plan.recipe.proxy.width,

@@ -301,6 +301,13 @@ def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
         ),
         ("sweep --resume --out {0}", "out: {0} holds no sweep to resume"),
         ("launch {recipe} --width 64 --data no.txt", "data: no such file or folder: no.txt; use 'python', a"),
+        ("launch {recipe} --width 64 --workers 0", "workers: must be >= 1, got 0"),
+        (
+            "launch {recipe} --width 64 --out {recipe}/x",
+            "out: {recipe}/x cannot be written (Not a directory)",
+        ),
+        ("launch {recipe} --width 64 --address 127.0.0.1:1", "address: no Ray answers at '127.0.0.1:1' ("),
+        ("launch {recipe} --width 64 --module-decay awd --abort-on alarm", "abort_on: must not be 'alarm'"),
         ("check {recipe} --seeds 0", "seeds: must be >= 1, got 0"),
         ("check {0}/no.json", "{0}/no.json: no such file, must be a recipe"),
     ],
@@ -312,7 +319,7 @@ def test_a_mistake_is_told_before_torch_is_imported(
     done = in_process_of_its_own(HEAVY, *argv)
     said, imported = done.stderr.splitlines()[-2:]
     assert done.returncode == 2
-    assert said.startswith(f"widthwise: error: {message.format(tmp_path)}")
+    assert said.startswith(f"widthwise: error: {message.format(tmp_path, recipe=recipe)}")
     assert {"torch", "ray"}.isdisjoint(json.loads(imported.replace("'", '"')))
 
 

@@ -144,7 +144,7 @@ def test_a_finished_run_is_not_repeated(
     for other, field, was, now in (
         (["--rule", "sp"], "rule", "'fan-sqrt'", "'sp'"),
         (["--seed", 1], "seed", 0, 1),
-        (["--tokens", 10240], "ratios.tokens", 1.0, 0.0625),
+        (["--tokens", 10240], "tokens", 163840, 10240),
     ):
         told = f"widthwise: error: {field}: {started}, {was}, got {now}\n"
         assert again("--resume", *other) == (2, "", told)
