@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from widthwise.transfer import Recipe, cli
-from widthwise.transfer.watching import told
+from widthwise.transfer.watching.telling import told_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -64,7 +64,7 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
     with pytest.raises(SystemExit):
         cli.main(["status", str(tmp_path / "sp")])
     shown = capsys.readouterr().out
-    assert all(f"  {told(alarm)}\n" in shown for alarm in result["alarms"])
+    assert all(f"  {line}\n" in shown for line in told_all(result["alarms"]))
 
     status, printed, said = launch("sp", "--rule", "sp", "--workers", 2, "--resume")
     assert status == 0, said
