@@ -219,7 +219,10 @@ class Launch(Target):
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
-        return f"the run {result['status']} at step {result['steps']}; {kept}"
+        if result["status"] != "stopped":
+            return f"the run {result['status']} at step {result['steps']}; {kept}"
+        stopped = f"an alarm stopped the run at step {result['steps']} ({result['alarms'][-1]['cause']})"
+        return f"{stopped}; {kept}; go on with --resume --abort-on divergence"
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -19,6 +20,8 @@ class Resume(OnCluster):
     """The job's id."""
     wheel: Option[Path] = None
     """This package as a wheel, where the cluster has not installed it."""
+    abort_on: Option[Literal["divergence", "nan", "alarm"]] = None
+    """What ends the run from now on, as for `widthwise launch`; as before if not given."""
     json: bool = False
     """Print one JSON document."""
 
@@ -26,7 +29,7 @@ class Resume(OnCluster):
         """Send the job and print the new one's id."""
         require_wheel(self.wheel)
         cluster = self.cluster()
-        job, out = cluster.resume(self.job, wheel=self.wheel)
+        job, out = cluster.resume(self.job, wheel=self.wheel, abort_on=self.abort_on)
         if self.json:
             print(json.dumps({"job": job, "address": cluster.address, "out": out}))
         else:
