@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
 from widthwise.search.storage import Storage, read_study_file, sqlite_url, write_study_file
 
@@ -147,8 +147,8 @@ def _loaded(out: Path, layout: Layout) -> optuna.Study:
         study = optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
         study.user_attrs["config"]
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"out: {path} cannot be read as a {layout.what}'s study ({reason})") from error
+        what = f"a {layout.what}'s study ({first_line(error)})"
+        raise ConfigError(f"out: {path} cannot be read as {what}") from error
     return study
 
 

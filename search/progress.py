@@ -98,8 +98,10 @@ class Progress:
         """Print how a trial ended; on a terminal, where the bar says the rest, only if it failed."""
         name = self.books.label(record)
         if record["status"] == "failed":
+            from widthwise.search.packing import OUT_OF_MEMORY  # imports torch, which a trial has done by now
+
             said = f"{name} failed: {record['error'] or 'the worker died'}"
-            if "OutOfMemoryError" in said:
+            if OUT_OF_MEMORY in said:
                 said += " (fewer at a time from now on; --gpus-per-trial and --concurrency say how many)"
         elif self.console.is_terminal:
             return

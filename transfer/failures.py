@@ -15,7 +15,7 @@ from pathlib import Path
 
 from widthwise.proxies.files import is_full
 from widthwise.proxies.storage import Place
-from widthwise.proxies.validation import ConfigError, DiskFull, RunError
+from widthwise.proxies.validation import ConfigError, DiskFull, RunError, first_line
 
 
 class LostPeer(RuntimeError):
@@ -97,12 +97,6 @@ def disk_is_full(out: Place) -> str:
     kept = "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
     then = "make room and add --resume" if (out / "plan.json").exists() else "make room"
     return f"the disk of {out} is full; {kept}; {then}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    # Torch's messages go on with a stack of C++ calls.
-    return str(error).strip().partition("\n")[0]
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, RunError, last_line
 from widthwise.transfer.dashboard import dashboard, require_guarded
 from widthwise.transfer.job_entry import MARK
 from widthwise.transfer.submission import ENTRY, Submission, working_directory
@@ -295,8 +295,4 @@ def _told() -> Iterator[None]:
     except (ConfigError, RunError):
         raise
     except (OSError, RuntimeError) as error:
-        raise RunError(f"the cluster answers: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2]
+        raise RunError(f"the cluster answers: {last_line(error)}") from error

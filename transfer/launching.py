@@ -21,9 +21,9 @@ from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
 from widthwise.proxies.pulse import PULSE
 from widthwise.proxies.storage import Place, place
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, RunError, first_line
 from widthwise.search.cluster import ray_session, require_ray
-from widthwise.transfer.failures import first_line, last_checkpoint, room_for
+from widthwise.transfer.failures import last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.plan import Plan

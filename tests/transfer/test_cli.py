@@ -293,7 +293,7 @@ def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
         ("sweep --width 33", "model.width: must be a multiple of head_dim = 16, got 33"),
         (
             "sweep --log tensorbord",
-            "log.0: must be 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'; did",
+            "log: must be 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'; did",
         ),
         (
             "sweep --data no.txt",
