@@ -1,7 +1,7 @@
 """The folder of a study: what its files are called, what is refused in it, and where the study itself is."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,21 @@ def require_folder(out: Path, layout: Layout, *, resume: bool, storage: Storage 
         (out / layout.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """Remove what the block makes of the folder `out` where it raises a ConfigError; what was there stays."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    before = set(out.iterdir()) if out.is_dir() else set()
+    try:
+        yield
+    except ConfigError:
+        inside = set(out.iterdir()) - before if out.is_dir() else set()
+        for path in (*inside, *made):
+            with suppress(OSError):  # what is not empty is not ours alone
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 @contextmanager

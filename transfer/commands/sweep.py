@@ -123,24 +123,38 @@ class Sweep:
     def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
         from widthwise.search import SweepConfig
-        from widthwise.search.folders import require_content
-        from widthwise.search.stored import SWEEP, stored_config
-        from widthwise.transfer.warm_start import known_points
 
-        require_content(self.out, SWEEP, resume=self.resume, storage=storage)
-        fields = stored_config(self.out, storage).model_dump() if self.resume else {}
+        fields = self._stored(storage) if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
         if self.log is not None:
             fields["log"] = words(self.log)
         if self.warm_start is not None:
+            from widthwise.transfer.warm_start import known_points
+
             fields["warm_start"] = [point.model_dump() for point in known_points(self.warm_start)]
         config = SweepConfig.parse(fields)
+        if not self.resume:
+            self._require_content(storage)
         model = fields.get("model", {})
         if isinstance(model, Mapping) and "vocab_size" not in model:
             vocabulary = open_tokens(config.data).vocab_size
             return SweepConfig.parse(merged(fields, {"model": {"vocab_size": vocabulary}}))
         return config
+
+    def _stored(self, storage: "Storage | None") -> dict[str, Any]:
+        """Return the configuration of the sweep in the folder."""
+        from widthwise.search.stored import stored_config
+
+        self._require_content(storage)
+        return stored_config(self.out, storage).model_dump()
+
+    def _require_content(self, storage: "Storage | None") -> None:
+        # Its imports take longer than a look at the options.
+        from widthwise.search.folders import require_content
+        from widthwise.search.stored import SWEEP
+
+        require_content(self.out, SWEEP, resume=self.resume, storage=storage)
 
     def _given(self) -> dict[str, Any]:
         """Return the options that were given, nested as SweepConfig has them."""
