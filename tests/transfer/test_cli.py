@@ -389,9 +389,30 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_never_shows_none_as_a_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_defaults_in_one_way_and_none_of_what_is_off(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_status(command, "--help") == 0
-    assert "default: None" not in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"default: (None|False|\))", out) is None
+    # Not "Width of the proxy [64].", as other programs have it.
+    assert re.search(r"\w \[[^]]+\]\.", out) is None
+
+
+def test_short_shards_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    for length, told in (
+        (2600, ""),
+        (
+            2000,
+            "widthwise: the longest validation shard holds 100 tokens: a context of up to 99 fits, the usual 128 "
+            "does not\n",
+        ),
+    ):
+        text.write_bytes(b"a" * length)
+        out = tmp_path / str(length)
+        assert exit_status("data", str(text), "--out", str(out)) == 0
+        assert capsys.readouterr() == (f"{out}/train_000000.bin\n{out}/val_000000.bin\n", told)
 
 
 def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:

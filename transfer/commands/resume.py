@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from widthwise.transfer.commands.job_options import OnCluster
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Flag, Option
 from widthwise.transfer.commands.submitting import require_wheel
 
 
@@ -22,7 +22,7 @@ class Resume(OnCluster):
     """This package as a wheel, where the cluster has not installed it."""
     abort_on: Option[Literal["divergence", "nan", "alarm"]] = None
     """What ends the run from now on, as for `widthwise launch`; as before if not given."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:

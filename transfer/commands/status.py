@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.options import Folder, Option, storage_of
+from widthwise.transfer.commands.options import Flag, Folder, Option, storage_of
 from widthwise.transfer.commands.report import say_left_out
 
 
@@ -20,7 +20,7 @@ class Status:
     """Its folder, or one whose subfolders are such: a path, or a URI."""
     storage: Option[str] = None
     """The PostgreSQL database of a study there, where the folder's own URL for it does not do (a password, a move)."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.search.names import SWEEP_STUDY
 from widthwise.transfer.commands.listing import words
-from widthwise.transfer.commands.options import Option, storage_of
+from widthwise.transfer.commands.options import Flag, Option, storage_of
 from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
@@ -25,58 +25,58 @@ class Sweep:
     """Tune learning rate, weight decay and Huber coefficient on a narrow proxy; writes a recipe."""
 
     config: Option[Path] = None
-    """TOML file with SweepConfig's fields; sections [model], [horizon] and [space]. Options go before it."""
+    """TOML file with SweepConfig's fields, in sections [model], [horizon] and [space] too; options go before it."""
     width: Option[int] = None
-    """Width of the proxy [64]."""
+    """Width of the proxy. (default: 64)"""
     depth: Option[int] = None
-    """Blocks of the proxy [2]."""
+    """Blocks of the proxy. (default: 2)"""
     head_dim: Option[int] = None
-    """Size of an attention head; the same in the target [16]."""
+    """Size of an attention head; the same in the target. (default: 16)"""
     context: Option[int] = None
-    """Tokens per sequence [128]."""
+    """Tokens per sequence. (default: 128)"""
     vocab_size: Option[int] = None
-    """Token ids [256 for text, 50257 for shards that do not say]."""
+    """Token ids. (default: 256 for text, 50257 for shards that do not say)"""
     trials: Option[int] = None
-    """Trials that the sampler proposes [32]."""
+    """Trials that the sampler proposes. (default: 32)"""
     finalists: Option[int] = None
-    """Best settings that are trained again with other seeds [3]."""
+    """Best settings that are trained again with other seeds. (default: 3)"""
     seeds: Option[int] = None
-    """Seeds per finalist [3]."""
+    """Seeds per finalist. (default: 3)"""
     tokens: Option[int] = None
-    """Tokens per trial [409600]."""
+    """Tokens per trial. (default: 409600)"""
     batch_tokens: Option[int] = None
-    """Tokens per optimizer step [2048]."""
+    """Tokens per optimizer step. (default: 2048)"""
     seed: Option[int] = None
-    """Seed of everything random [0]."""
+    """Seed of everything random. (default: 0)"""
     sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
-    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random. (default: tpe)"""
     patience: Option[int] = None
-    """End the proposals when so many in a row were not better than the best [never]."""
+    """End the proposals when so many in a row were not better than the best. (default: never)"""
     min_horizon: Option[float] = None
-    """Least horizon Σηλ of a trial; proposals below it are not run [any]."""
+    """Least horizon Σηλ of a trial; proposals below it are not run. (default: any)"""
     warm_start: Option[Path] = None
     """Recipe, or folder of a sweep, whose best settings are tried first."""
     concurrency: Option[int] = None
-    """Trials at a time [one per core, or per GPU]."""
+    """Trials at a time. (default: one per core, or per GPU)"""
     gpus_per_trial: Option[float | Literal["auto"]] = None
-    """Share of a GPU per trial, or auto, by the memory that one trial takes [1 where there is a GPU]."""
+    """Share of a GPU per trial, or auto, by the memory that one trial takes. (default: 1 where there is a GPU)"""
     data: Option[str] = None
-    """'python' (this machine's Python source), a text file, a .bin shard or a folder of them [python]."""
+    """'python' (this machine's Python source), a text file, a .bin shard or a folder of them. (default: python)"""
     out: Path = Path("widthwise-sweep")
     """Folder for recipe.json, trials.jsonl and study.db."""
     log: Option[str] = None
-    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none [tensorboard]."""
+    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none. (default: tensorboard)"""
     storage: Option[str] = None
-    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE [an SQLite file in the folder]."""
+    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE. (default: an SQLite file in the folder)"""
     study_name: Option[str] = None
-    """The study's name in the database [the folder's and eight random digits]."""
+    """The study's name in the database. (default: the folder's and eight random digits)"""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with the sweep in the folder, with the settings it was started with."""
-    quiet: bool = False
+    quiet: Flag = False
     """Print nothing but the recipe's path and errors."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:
