@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from widthwise.proxies.storage import Place
+from widthwise.proxies.validation import last_line
 
 FULL = 2**20  # bytes; a file system with fewer left takes no shard
 
@@ -51,4 +52,4 @@ def write_failure(error: BaseException, folder: Place) -> BaseException:
 def reason(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return str(cause).strip().rpartition("\n")[2]
+    return last_line(cause)

@@ -1,5 +1,7 @@
 """A model of the user's own: found by name, built at any width, its code's errors in one line."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from widthwise.proxies.config import KindSettings
-from widthwise.proxies.references import referenced
+from widthwise.proxies.references import local_source, referenced
 from widthwise.proxies.table import ParameterEntry, ParameterTable
 from widthwise.proxies.validation import ConfigError, Record
 
@@ -51,6 +53,16 @@ class OwnModel(Record):
     def settings(self, entry: ParameterEntry) -> KindSettings:
         """Return η, λ and ε of a row, which decides them."""
         return self._by_entry()[entry]
+
+    def identity(self) -> dict[str, str]:
+        """Return what a resumed run must share: the function's name, and a digest of the parameter table."""
+        rows = self.model_dump(mode="json")["parameters"]
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        return {"build": self.build, "table": digest[:16]}
+
+    def sources(self) -> list[str]:
+        """Return the package or file below its folder that holds the model, to be sent to a cluster."""
+        return [str(place) for place in local_source(self.build, Path(self.folder))]
 
     def _by_entry(self) -> dict[ParameterEntry, KindSettings]:
         return {parameter.entry: parameter for parameter in self.parameters.values()}

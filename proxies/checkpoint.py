@@ -15,7 +15,7 @@ from torch import nn
 
 from widthwise.proxies.files import replacing
 from widthwise.proxies.storage import Place
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, first_line
 
 
 class DamagedCheckpoint(ConfigError):
@@ -92,9 +92,8 @@ def load_checkpoint(path: Place, identity: Mapping[str, Any], device: torch.devi
             source.seek(0)
         state: dict[str, Any] = torch.load(source, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        reason = str(error).partition("\n")[0]
         raise DamagedCheckpoint(
-            f"checkpoint: {path} cannot be read ({reason}); remove it to start anew"
+            f"checkpoint: {path} cannot be read ({first_line(error)}); remove it to start anew"
         ) from error
     require_identity(path, state, identity)
     return state

@@ -4,23 +4,29 @@ Each is a record of settings, so that a run's specification can hold it, and a f
 ``(step, model, optimizer)``, so that any other training loop can call it between ``backward`` and
 ``optimizer.step()``. Nothing is kept here: what must survive a restart is the optimizer's own state. All
 three multiply the λ of the optimizer's groups, and leave alone what does not decay.
+
+Torch is imported when they are called, so that a command's mistakes are told before that.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from widthwise.kernels import AdamHC, reference
-from widthwise.kernels.sharding import is_sharded
 from widthwise.proxies.config import Decay, Threshold
-from widthwise.proxies.parts import as_part, local, whole, whole_abs_means, whole_means
-from widthwise.proxies.spectra import Assign, decay_scales, require_range
 from widthwise.proxies.validation import ConfigError, Record
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Assign = Literal["linear", "sqrt", "log2", "sigmoid"]
+
+
+def require_range(low: float, high: float) -> None:
+    """Raise a ConfigError unless 0 <= low <= high, high > 0 and both are finite."""
+    if not (0 <= low <= high < math.inf and high > 0):
+        raise ConfigError(f"low: 0 <= low <= high must hold, and high > 0, got low={low}, high={high}")
 
 
 class AlphaDecay(Record):
@@ -44,13 +50,14 @@ class AlphaDecay(Record):
         require_range(self.low, self.high)
         return self
 
-    def __call__(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+    def __call__(self, step: int, model: "nn.Module", optimizer: "Optimizer") -> None:
         """Set the decay scales where `step`, counted from 0, is one to refresh at."""
         if step > 0 and (step + 1) % self.interval:
             return
+        from widthwise.proxies.decaying import share_by_spectra
+
         weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        scales = decay_scales(weights, **self.model_dump(exclude={"method", "interval"}))
-        _adamhc(optimizer).set_decay_scale({weights[name]: scale for name, scale in scales.items()})
+        share_by_spectra(weights, optimizer, self.model_dump(exclude={"method", "interval"}))
 
 
 class AWD(Record):
@@ -62,23 +69,15 @@ class AWD(Record):
 
     method: Literal["awd"] = "awd"
 
-    @torch.no_grad()
-    def __call__(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+    def __call__(self, step: int, model: "nn.Module", optimizer: "Optimizer") -> None:
         """Set all decay scales to s; a gradient that is not finite leaves it as it was."""
-        adamhc = _adamhc(optimizer)
-        parameters = [parameter for group in adamhc.param_groups for parameter in group["params"]]
-        active = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = _total_norm([parameter.grad for parameter in active])
-        if adamhc.clip_norm is not None:
-            norm = norm * reference.clip_factor(norm, adamhc.clip_norm)
-        ratio = float(norm / (_total_norm(active) + 1e-8))
-        if math.isfinite(ratio):
-            last: float = adamhc.state.get(parameters[0], {}).get("decay_scale", 0.0)
-            adamhc.set_decay_scale(dict.fromkeys(parameters, 0.1 * last + 0.9 * ratio))
+        from widthwise.proxies.decaying import share_by_gradients
+
+        share_by_gradients(optimizer)
 
 
 class AdaDecay(Record):
-    """AdaDecay (arXiv 1907.08931): each single weight j decays by λ·θ_j, see `adadecay_factors`.
+    """AdaDecay (arXiv 1907.08931): each single weight j decays by λ·θ_j, see `decaying.adadecay_factors`.
 
     AdamHC knows one strength per tensor, so the decay is done here, before the step, on the same old weights
     and with the same τ and δ that AdamHC takes; AdamHC's own is switched off by a decay scale of 0. That is
@@ -94,66 +93,11 @@ class AdaDecay(Record):
             rule = "module_decay: adadecay needs decay 'l2', or 'huber' with threshold 'mean'"
             raise ConfigError(f"{rule}, got decay {decay!r} and threshold {threshold!r}")
 
-    @torch.no_grad()
-    def __call__(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+    def __call__(self, step: int, model: "nn.Module", optimizer: "Optimizer") -> None:
         """Pull the weights that decay, and tell the optimizer not to."""
-        adamhc = _adamhc(optimizer)
-        for group in adamhc.param_groups:
-            if group["decay"] == "none" or group["weight_decay"] == 0:
-                continue
-            self.require(group["decay"], group["threshold"])
-            peak = group["max_lr"] if group["corrected"] else None
-            strength = reference.decay_strength(float(group["lr"]), group["weight_decay"], 1.0, peak)
-            weights = [one for one in group["params"] if one.grad is not None and one.numel() > 0]
-            factors = sharded_adadecay_factors(weights)
-            for weight, factor, towards in zip(weights, factors, _towards(weights, group), strict=True):
-                weight.sub_(as_part(strength * factor * towards, weight))
-            adamhc.set_decay_scale(dict.fromkeys(group["params"], 0.0))
+        from widthwise.proxies.decaying import decay_by_weight
+
+        decay_by_weight(optimizer)
 
 
 ModuleDecay = Annotated[AlphaDecay | AWD | AdaDecay, Field(discriminator="method")]
-
-
-def adadecay_factors(gradient: Tensor) -> Tensor:
-    """Return θ = 2/(1 + e^(−4z)) per weight, z the z-score of |g| within the tensor; 1 where all are equal."""
-    size = gradient.abs()
-    deviation, mean = torch.std_mean(size, correction=0)
-    return _factors(size - mean, deviation)
-
-
-def sharded_adadecay_factors(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return the `adadecay_factors` of this worker's parts, by the mean and deviation of |g| over whole tensors."""
-    if not any(map(is_sharded, weights)):
-        return [
-            adadecay_factors(weight.grad.to(weight.dtype)) for weight in weights if weight.grad is not None
-        ]
-    sizes = [local(one.grad, one).to(one.dtype).abs() for one in weights if one.grad is not None]
-    means = whole_means(sizes, weights)
-    offsets = [size - mean.to(size.dtype) for size, mean in zip(sizes, means, strict=True)]
-    deviations = whole_means([offset.square() for offset in offsets], weights).sqrt()
-    pairs = zip(offsets, deviations, strict=True)
-    return [_factors(offset, deviation.to(offset.dtype)) for offset, deviation in pairs]
-
-
-def _factors(offset: Tensor, deviation: Tensor) -> Tensor:
-    return 2 * torch.sigmoid(4 * torch.where(deviation == 0, 0.0, offset / deviation))
-
-
-def _total_norm(tensors: Sequence[Tensor | None]) -> Tensor:
-    return whole(torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None]))
-
-
-def _towards(weights: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Return what the decay pulls by: θ, or clip(θ, ±δ), of this worker's parts."""
-    parts = [local(weight) for weight in weights]
-    if group["decay"] == "l2" or not weights:
-        return parts
-    means = whole_abs_means(weights).to(parts[0].dtype)
-    limits = reference.thresholds(means, group["huber_c"])
-    return [torch.clamp(part, -limit, limit) for part, limit in zip(parts, limits, strict=True)]
-
-
-def _adamhc(optimizer: Optimizer) -> AdamHC:
-    if not isinstance(optimizer, AdamHC):
-        raise ConfigError(f"optimizer: must be AdamHC for module-wise decay, got {type(optimizer).__name__}")
-    return optimizer

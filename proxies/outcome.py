@@ -43,6 +43,7 @@ class RunOptions:
             `parameter_groups` made.
         coordinates: whether the first ten steps measure `TrainResult.coordinates`.
         abort_on: what ends a run as diverged: a loss far above its start, or only one that is not finite.
+        pulse: file, or URI, in which the first worker says every few seconds how far the run is; None says nothing.
     """
 
     seed: int = 0
@@ -63,6 +64,7 @@ class RunOptions:
     diagnostics: bool = False
     coordinates: bool = False
     abort_on: Literal["divergence", "nan"] = "divergence"
+    pulse: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from widthwise.kernels import AdamHC, reference
 from widthwise.proxies import diagnostics as measure
 from widthwise.proxies.config import KINDS, Kind
+from widthwise.proxies.noise_laws import advance_variance, update_ratio_law
 from widthwise.proxies.outcome import (
     SPECTRUM_SHARES,
     Diagnostics,
@@ -68,9 +69,7 @@ class Recorder:
         """
         for name, weight, group in self._members():
             strength = self._strength(weight, group) * (self.kappas[name] or 0.0)
-            self.variances[name] = measure.advance_variance(
-                self.variances[name], float(group["lr"]), strength
-            )
+            self.variances[name] = advance_variance(self.variances[name], float(group["lr"]), strength)
         if sample:
             self._sample()
 
@@ -164,7 +163,7 @@ class Recorder:
         ratios = torch.stack((updates, gradients), dim=1).sqrt() / sizes.sqrt()[:, None]
         for (name, _, group), own in zip(members, ratios.unbind(), strict=True):
             self.ratios[name] = self.ratios.get(name, 0.0) + own
-            law = measure.update_ratio_law(self.variances[name], float(group["lr"]), group["betas"][0])
+            law = update_ratio_law(self.variances[name], float(group["lr"]), group["betas"][0])
             self.update_laws[name] = self.update_laws.get(name, 0.0) + law
         self.gradient_norm = self.gradient_norm + gradients.sum().sqrt()
 

@@ -22,7 +22,7 @@ from widthwise.proxies.files import is_full
 from widthwise.proxies.parallel import lost_peer, require_process_group
 from widthwise.proxies.storage import Place
 from widthwise.proxies.table import plain_names
-from widthwise.proxies.validation import DiskFull, RunError
+from widthwise.proxies.validation import DiskFull, RunError, first_line
 
 _logger = logging.getLogger("widthwise")
 
@@ -90,8 +90,7 @@ class ShardedCheckpoint:
             self._load(path, saved, model, optimizer, progress["optimizer_numbers"])
             return progress
         if damage is not None:
-            reason = str(damage).partition("\n")[0]
-            rule = f"checkpoint: none in {self._folder} can be read ({reason})"
+            rule = f"checkpoint: none in {self._folder} can be read ({first_line(damage)})"
             raise DamagedCheckpoint(f"{rule}; remove them to start anew") from damage
         return None
 
@@ -186,8 +185,7 @@ def _contents(store: CheckpointStore, path: Place) -> Mapping[str, Any]:
             if sizes.get(place.relative_path, 0) < place.offset + place.length:
                 raise OSError(f"{place.relative_path} is too short")
     except (Exception, CheckpointException) as error:  # a damaged file fails in many ways
-        reason = str(error).partition("\n")[0]
-        raise DamagedCheckpoint(f"checkpoint: {path} cannot be read ({reason})") from error
+        raise DamagedCheckpoint(f"checkpoint: {path} cannot be read ({first_line(error)})") from error
     found: Mapping[str, Any] = metadata.state_dict_metadata
     return found
 

@@ -12,16 +12,15 @@ weight's scale, so that the code's factor √½ on convolutions is not needed he
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from widthwise.kernels.sharding import is_sharded
+from widthwise.proxies.module_decay import Assign, require_range
 from widthwise.proxies.parts import share_out, summed_over_workers, whole
 from widthwise.proxies.validation import ConfigError, nearest
-
-Assign = Literal["linear", "sqrt", "log2", "sigmoid"]
 
 # Eigenvalues below which a weight is not tuned: AlphaDecay's own limit.
 FEWEST = 50
@@ -157,12 +156,6 @@ def assigned(
     values = {name: function(score) for name, score in scores.items()}
     mean = math.fsum(values.values()) / len(values)
     return {name: value / mean for name, value in values.items()}
-
-
-def require_range(low: float, high: float) -> None:
-    """Raise a ConfigError unless 0 <= low <= high, high > 0 and both are finite."""
-    if not (0 <= low <= high < math.inf and high > 0):
-        raise ConfigError(f"low: 0 <= low <= high must hold, and high > 0, got low={low}, high={high}")
 
 
 def _matrices(weight: Tensor, fixed_aspect: bool) -> Tensor:

@@ -25,6 +25,7 @@ from widthwise.proxies.data import Tokens
 from widthwise.proxies.observing import SEQUENCES, Observers
 from widthwise.proxies.outcome import SAMPLED_STEPS, Metrics, RunOptions, Status, TrainResult
 from widthwise.proxies.parallel import holding_back, let_go, require_whole, unwrapped
+from widthwise.proxies.pulse import Pulse
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint
 from widthwise.proxies.validation import ConfigError
@@ -68,6 +69,7 @@ def train(
     """
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
+    run.pulse.beat(run.step)
     try:
         status = _loop(run, on_metrics, before_step)
         run.finish()
@@ -128,6 +130,11 @@ class _Run:
         if options.coordinates:
             require_whole("coordinates", options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
+        self.pulse = Pulse(
+            options.pulse if options.rank == 0 else None,
+            workers=options.world_size,
+            batch_tokens=horizon.batch_tokens,
+        )
         self.started = time.perf_counter()
 
     def advance(self, before_step: BeforeStep | None = None) -> None:
@@ -151,6 +158,7 @@ class _Run:
         self.loss_sum += self.last_loss
         self.loss_count += 1
         self.step += 1
+        self.pulse.beat(self.step)
 
     def has_diverged(self) -> bool:
         """Look at the loss now and then: not finite, or far above its start."""

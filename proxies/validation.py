@@ -55,12 +55,31 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
     # A misspelt field explains one that is missing.
     unknown = [one for one in complaints if one["type"] == "extra_forbidden"]
     first = unknown[0] if unknown and complaints[0]["type"] == "missing" else complaints[0]
-    path = ".".join(str(part) for part in first["loc"])
+    place = first["loc"]
+    if first["type"] == "literal_error" and isinstance(place[-1], int):
+        # A word of a list tells where it stands by itself.
+        place = place[:-1]
+    path = ".".join(map(str, place))
     head = f"{where}: " if where else ""
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     # Our own validators' messages begin with the field's name: it goes on with the path.
     separator = "" if not path else "." if first["type"] == "value_error" else ": "
     return f"{head}{path}{separator}{_complaint(first, model)}{more}"
+
+
+def first_line(told: object) -> str:
+    """Return the first line of an error or a text: torch's messages go on with a stack of C++ calls."""
+    return str(told).strip().partition("\n")[0]
+
+
+def last_line(told: object) -> str:
+    """Return the last line of an error or a text: Ray's messages begin with the stack of another process."""
+    return str(told).strip().rpartition("\n")[2]
+
+
+def one_line(told: object) -> str:
+    """Return all of an error or a text, its line breaks and runs of blanks made single blanks."""
+    return " ".join(str(told).split())
 
 
 def nearest(word: str, known: list[str]) -> str:

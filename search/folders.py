@@ -1,14 +1,14 @@
 """The folder of a study: what its files are called, what is refused in it, and where the study itself is."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
 from widthwise.search.storage import Storage, read_study_file, sqlite_url, write_study_file
 
@@ -74,6 +74,21 @@ def require_folder(out: Path, layout: Layout, *, resume: bool, storage: Storage 
         (out / layout.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """Remove what the block makes of the folder `out` where it raises a ConfigError; what was there stays."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    before = set(out.iterdir()) if out.is_dir() else set()
+    try:
+        yield
+    except ConfigError:
+        inside = set(out.iterdir()) - before if out.is_dir() else set()
+        for path in (*inside, *made):
+            with suppress(OSError):  # what is not empty is not ours alone
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 @contextmanager
@@ -147,8 +162,8 @@ def _loaded(out: Path, layout: Layout) -> optuna.Study:
         study = optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
         study.user_attrs["config"]
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"out: {path} cannot be read as a {layout.what}'s study ({reason})") from error
+        what = f"a {layout.what}'s study ({first_line(error)})"
+        raise ConfigError(f"out: {path} cannot be read as {what}") from error
     return study
 
 

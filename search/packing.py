@@ -9,7 +9,7 @@ from typing import Any
 
 from widthwise.proxies.outcome import RunOptions
 from widthwise.proxies.runs import RunSpec, device_options, run
-from widthwise.proxies.validation import RunError
+from widthwise.proxies.validation import RunError, last_line
 
 # assumed: what may be handed out of a GPU's memory; the rest is for fragments and for trials that take a little more.
 USABLE = 0.9
@@ -88,8 +88,8 @@ def measured_share(
     try:
         taken, total = ray.get(measuring.remote(spec.model_dump_json(), evaluation))
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise RunError(f"gpus_per_trial: a trial that was to be measured failed ({reason})") from error
+        failed = f"a trial that was to be measured failed ({last_line(error)})"
+        raise RunError(f"gpus_per_trial: {failed}") from error
     return share(trials_per_gpu(taken, total, int(cores // gpus)))
 
 

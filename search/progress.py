@@ -96,10 +96,12 @@ class Progress:
 
     def _say(self, record: Mapping[str, Any]) -> None:
         """Print how a trial ended; on a terminal, where the bar says the rest, only if it failed."""
-        name = self.books.label(record)
+        name = f"{self.books.label(record)}{_role(record)}"
         if record["status"] == "failed":
+            from widthwise.search.packing import OUT_OF_MEMORY  # imports torch, which a trial has done by now
+
             said = f"{name} failed: {record['error'] or 'the worker died'}"
-            if "OutOfMemoryError" in said:
+            if OUT_OF_MEMORY in said:
                 said += " (fewer at a time from now on; --gpus-per-trial and --concurrency say how many)"
         elif self.console.is_terminal:
             return
@@ -114,3 +116,10 @@ class Progress:
         best = f"{min(losses):.4f}" if losses else "-"
         text = f"{len(self.records)}/{self.total} trials, best loss {best}"
         self.bar.update(self.task, completed=len(self.records) + running, total=self.total, description=text)
+
+
+def _role(record: Mapping[str, Any]) -> str:
+    """Return what a sweep's trial is for, where it is no proposal; a check's runs are named by it."""
+    if record.get("confirms") is not None:
+        return f" (confirms trial {record['confirms']} with seed {record['seed']})"
+    return " (fitted minimum)" if record.get("fitted") else ""

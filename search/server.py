@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Pending
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, RunError, one_line
 from widthwise.search.storage import Storage
 
 if TYPE_CHECKING:
@@ -301,4 +301,4 @@ def _unopened(storage: Storage, error: Exception) -> ConfigError:
 def _reason(error: Exception) -> str:
     """Return what the server or its client said, in one line."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return " ".join(str(getattr(cause, "orig", cause)).split())
+    return one_line(getattr(cause, "orig", cause))

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from widthwise.proxies.files import is_locked
 from widthwise.proxies.outcome import finite
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
 from widthwise.search.folders import STUDY
 from widthwise.search.names import STUDIES
@@ -51,8 +51,7 @@ def _in_file(path: Path) -> optuna.Study:
         storage = optuna.storages.RDBStorage(sqlite_url(path, read_only=True), skip_table_creation=True)
         return optuna.load_study(storage=storage, study_name=STUDY)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"folder: {path} cannot be read as a study ({reason})") from error
+        raise ConfigError(f"folder: {path} cannot be read as a study ({first_line(error)})") from error
 
 
 def _status(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:

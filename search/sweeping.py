@@ -18,6 +18,7 @@ from widthwise.proxies.validation import RunError
 from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
+from widthwise.search.folders import nothing_left
 from widthwise.search.ledger import Ledger
 from widthwise.search.progress import say
 from widthwise.search.storage import Storage
@@ -200,7 +201,8 @@ def sweep(
     )
     placement.require()
     require_trackers(config.log)
-    ledger = Ledger(config, out, resume=resume, storage=storage)
+    with nothing_left(out):
+        ledger = Ledger(config, out, resume=resume, storage=storage)
     try:
         ledger.require_data(tokens.fingerprint)
         if not ledger.is_finished():

@@ -8,16 +8,21 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
 from widthwise.proxies.files import write_atomic
+from widthwise.proxies.validation import one_line
 from widthwise.search.books import Books, trial_name
 from widthwise.search.trackers import Begin, Run, Settings, Tracker, begin_with
 
 Told = Callable[[str], None]
+
+# What trackers are given to hear the last of a sweep that is interrupted; a finished one waits for them.
+SECONDS_TO_LEAVE = 5.0
 
 
 class Tracking:
@@ -40,9 +45,12 @@ class Tracking:
         self.seen: dict[str, list[str]] = book.get("seen", {})
         self.channels = [_Channel(one, books.out, self.sweep) for one in trackers]
         self.steps: dict[str, int] = {}
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="trackers")
+        self.waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A daemon: the process does not wait for a server that never answers.
+        self.thread = Thread(target=self._work, name="trackers", daemon=True)
 
     def __enter__(self) -> Self:
+        self.thread.start()
         if self.channels:
             # Before any run begins: one that a kill interrupts is to be known again.
             self._save()
@@ -55,7 +63,18 @@ class Tracking:
     ) -> None:
         for channel in self.channels:
             self._tell(channel, channel.leave)
-        self.thread.shutdown()
+        self.waiting.put(None)
+        self.thread.join(SECONDS_TO_LEAVE)
+        if not self.thread.is_alive():
+            return
+        untold = f"{', '.join(one.tracker for one in self.channels if one.works)} did not answer in time"
+        if error is None and self.books.is_finished():
+            self.warn(f"{untold}; waiting, Ctrl-C gives up")
+            self.thread.join()
+        else:
+            for channel in self.channels:
+                channel.works = False
+            self.warn(f"{untold}, and the last was not told; --resume makes up for it")
 
     def began(self, number: int) -> None:
         """Tell of a trial that begins or goes on, and of all that is known of it."""
@@ -109,11 +128,16 @@ class Tracking:
                 try:
                     what(*arguments)
                 except Exception as error:
+                    reason = one_line(f"{type(error).__name__}: {error}")
+                    if channel.works:
+                        self.warn(f"{channel.tracker} is told no more ({reason}); --resume makes up for it")
                     channel.works = False
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())
-                    self.warn(f"{channel.tracker} is told no more ({reason}); --resume makes up for it")
 
-        self.thread.submit(told)
+        self.waiting.put(told)
+
+    def _work(self) -> None:
+        for told in iter(self.waiting.get, None):
+            told()
 
 
 class _Channel:

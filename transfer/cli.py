@@ -24,7 +24,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from widthwise.proxies.files import is_full
-from widthwise.proxies.validation import ConfigError, RunError, nearest
+from widthwise.proxies.validation import ConfigError, RunError, first_line, nearest, one_line
 from widthwise.transfer.passwords import conceal_password
 
 if TYPE_CHECKING:
@@ -118,11 +118,7 @@ def _status(run: Callable[[], int]) -> int:
 
 
 def _say(what: str, message: str) -> None:
-    print(f"widthwise: {what}: {_one_line(message)}", file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    print(f"widthwise: {what}: {one_line(message)}", file=sys.stderr)
 
 
 def _keep_traceback() -> str:
@@ -161,7 +157,7 @@ def _class(name: str) -> Callable[..., Command]:
 
 def _help() -> str:
     """Return the program's help: the commands and their docstrings' first lines."""
-    rows = {name: (_class(name).__doc__ or "").strip().partition("\n")[0] for name in COMMANDS}
+    rows = {name: first_line(_class(name).__doc__ or "") for name in COMMANDS}
     indent = max(map(len, rows)) + 2
     listing = "\n".join(f"  {name:<{indent}}{summary}" for name, summary in rows.items())
     return (

@@ -2,9 +2,11 @@
 
 An error of the user's model, of the data or of the disk comes again however often the run is restarted: its
 worker tells it as a `RunError` of one line, and `Restarts` ends the run with it. A worker
-that dies without a word, or that has lost another, is Ray Train's to start again.
+that dies without a word, that has lost another, or whose device or disk fails, is Ray Train's to start again.
 """
 
+import errno
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -13,11 +15,35 @@ from pathlib import Path
 
 from widthwise.proxies.files import is_full
 from widthwise.proxies.storage import Place
-from widthwise.proxies.validation import ConfigError, DiskFull, RunError
+from widthwise.proxies.validation import ConfigError, DiskFull, RunError, first_line
 
 
 class LostPeer(RuntimeError):
     """A worker waited for another one that has died."""
+
+
+class HardwareFault(RuntimeError):
+    """A device, a disk or a network failed, through nobody's mistake: another attempt may find it well, or another."""
+
+
+# Of network file systems too, whose server is away for a while.
+_FAULTS = {
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENODEV,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ECONNRESET,
+}
+# CUDA's words for errors 46, 214, 220, 714, 721 and 999; those of a kernel that reads where it must not are others.
+_CUDA_FAULTS = re.compile(
+    r"(CUDA|HIP) error: .*(ECC error|NVLink error|nvlink or a hardware error|hardware stack error|"
+    r"busy or unavailable|unknown error)"
+)
 
 
 def last_checkpoint(out: Place) -> int | None:
@@ -29,7 +55,7 @@ def last_checkpoint(out: Place) -> int | None:
 
 @contextmanager
 def explained(out: Place) -> Iterator[None]:
-    """Turn whatever ends a worker of the run in `out` into a RunError or a LostPeer.
+    """Turn whatever ends a worker of the run in `out` into a RunError, a LostPeer or a HardwareFault.
 
     A user's exception is told by its type, its message and where it was raised. None of them keeps the
     original, which need not survive the way to the driver.
@@ -43,6 +69,9 @@ def explained(out: Place) -> Iterator[None]:
     except BaseException as error:  # some of torch's are no Exceptions
         if isinstance(error, DiskFull) or is_full(error):
             raise RunError(disk_is_full(out)) from None
+        fault = next(filter(_is_fault, _behind(error)), None)
+        if fault is not None:
+            raise HardwareFault(f"{type(fault).__name__}: {first_line(fault)}") from None
         if isinstance(error, ConfigError | RunError):
             raise RunError(f"{error}; go on with --resume") from None
         if lost_peer(error):
@@ -70,10 +99,23 @@ def disk_is_full(out: Place) -> str:
     return f"the disk of {out} is full; {kept}; {then}"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    # Torch's messages go on with a stack of C++ calls.
-    return str(error).strip().partition("\n")[0]
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, also on other workers while a checkpoint was written."""
+    known: set[int] = set()
+    found = [error]
+    while found:
+        one = found.pop()
+        if id(one) not in known:
+            known.add(id(one))
+            yield one
+            found += [failure for failure, _ in getattr(one, "failures", {}).values()]
+            found += [led for led in (one.__context__, one.__cause__) if led is not None]
+
+
+def _is_fault(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FAULTS
+    return isinstance(error, RuntimeError) and _CUDA_FAULTS.search(str(error)) is not None
 
 
 def _place(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.rulebook import Pace, Ratios, Rule, Scaled, first_line, look_up, paced
+from widthwise.transfer.rulebook import Pace, Ratios, Rule, Scaled, look_up, paced, summary
 
 # τ/steps = 1.084 · (tokens per parameter)^-0.527, fitted by arXiv 2505.13738; the constant cancels in a ratio.
 POWER_LINES_EXPONENT = -0.527
@@ -69,7 +69,7 @@ _BUILT_IN = {
 
 horizon_rules: Mapping[str, HorizonRule] = MappingProxyType(
     {
-        name: HorizonRule(name, source, first_line(function), function)
+        name: HorizonRule(name, source, summary(function), function)
         for name, (function, source) in _BUILT_IN.items()
     }
 )

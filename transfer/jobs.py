@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, RunError, last_line
 from widthwise.transfer.dashboard import dashboard, require_guarded
 from widthwise.transfer.job_entry import MARK
 from widthwise.transfer.submission import ENTRY, Submission, working_directory
@@ -148,24 +148,27 @@ class Cluster:
         except RunError:
             return None
 
-    def resume(self, job_id: str, *, wheel: Path | None = None) -> tuple[str, str]:
+    def resume(
+        self, job_id: str, *, wheel: Path | None = None, abort_on: str | None = None
+    ) -> tuple[str, str]:
         """Send a job that has ended again, to go on with its run; return the new job's id and the run's folder.
 
+        Args:
+            job_id: the job.
+            wheel: this package, where the cluster has not installed it.
+            abort_on: what ends the run from now on, as for ``widthwise launch``; None is as before.
+
         Raises:
-            ConfigError: there is none of this id, it has not ended, has completed, or its command is not known.
+            ConfigError: there is none of this id, its command is not known, or it has nothing to go on with, as
+                `resumed` says.
         """
         job = self.job(job_id)
-        if not job.ended or job.verdict == "completed":
-            raise ConfigError(
-                f"job: must have ended before its run was completed, got {job.verdict} {job_id}"
-            )
         with _told():
             metadata = self._client.get_job_info(job_id).metadata or {}
         if "argv" not in metadata:
             raise ConfigError(f"job: {job_id} was not sent by a widthwise that keeps its command")
-        argv = [one for one in json.loads(metadata["argv"]) if one != "--resume"]
-        again = Submission(argv=[*argv, "--resume"], out=job.out, files=None, wheel=wheel)
-        return self.submit(again), job.out
+        argv = resumed(job, json.loads(metadata["argv"]), abort_on)
+        return self.submit(Submission(argv=argv, out=job.out, files=None, wheel=wheel)), job.out
 
     def log(self, job_id: str) -> str:
         """Return what a job has printed so far."""
@@ -199,6 +202,26 @@ class Cluster:
                 raise RunError(f"{job_id} has not stopped within {STOP_SECONDS} s")
             time.sleep(0.5)
         return job
+
+
+def resumed(job: Job, argv: Sequence[str], abort_on: str | None) -> list[str]:
+    """Return the command that goes on with a job's run.
+
+    Raises:
+        ConfigError: the job has not ended, or its run has come to an end that it would come to again.
+    """
+    if not job.ended or job.verdict == "completed":
+        raise ConfigError(f"job: must have ended before its run was completed, got {job.verdict} {job.id}")
+    kept = [one for one in argv if one != "--resume"]
+    if abort_on is not None:
+        kept = [one for one in kept if not one.startswith("--abort-on=")] + [f"--abort-on={abort_on}"]
+    ended = job.result or {}
+    if ended.get("status") == "stopped" and "--abort-on=alarm" in kept:
+        stopped = f"an alarm stopped the run of {job.id} at step {ended['steps']}, and would end it at once"
+        raise ConfigError(f"job: {stopped}; go on with --abort-on divergence")
+    if ended.get("status") == "diverged":
+        raise ConfigError(f"job: the run of {job.id} diverged at step {ended['steps']}; launch another")
+    return [*kept, "--resume"]
 
 
 def _once_ready(submit: Callable[[], object]) -> None:
@@ -272,8 +295,4 @@ def _told() -> Iterator[None]:
     except (ConfigError, RunError):
         raise
     except (OSError, RuntimeError) as error:
-        raise RunError(f"the cluster answers: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2]
+        raise RunError(f"the cluster answers: {last_line(error)}") from error

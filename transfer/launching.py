@@ -13,28 +13,31 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from widthwise.proxies.building import OwnModel
 from widthwise.proxies.data import absolute_source, open_tokens
 from widthwise.proxies.files import locked, read_json, write_json
-from widthwise.proxies.runs import RunSpec
+from widthwise.proxies.pulse import PULSE
 from widthwise.proxies.storage import Place, place
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.validation import ConfigError, RunError, first_line
 from widthwise.search.cluster import ray_session, require_ray
-from widthwise.transfer.failures import first_line, last_checkpoint, room_for
+from widthwise.transfer.failures import last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
-from widthwise.transfer.own_model import asked, identity, own_model, sources
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.run_folder import require_folder
-from widthwise.transfer.watching.alarms import watch_of
+from widthwise.transfer.waiting import waiting_told
+from widthwise.transfer.watching.beginning import left_out, watch_for
 from widthwise.transfer.watching.records import Watch
+
+if TYPE_CHECKING:
+    from widthwise.proxies.building import OwnModel
+    from widthwise.proxies.runs import RunSpec
 
 SECONDS_BETWEEN_RESIZES = 10.0
 """Between Ray Train's looks whether a run that is short of workers can have more."""
-NO_BANDS = "the recipe has no bands; a sweep measures them with three seeds or more"
 
 
 def launch(
@@ -71,22 +74,23 @@ def launch(
     out = place(out)
     out = out.resolve() if isinstance(out, Path) else out
     fingerprint = _require_data(plan, options, require_possible(plan, options))
-    own = None
-    if options.model is not None:
-        own = own_model(plan, options.model, options.overrides, options.transposed)
-    watch = _watch(plan, options, fingerprint)
-    options = options.model_copy(update={"data": absolute_source(options.data)})
     if address is not None:
         require_ray(address)
+    own = _own(plan, options)
+    watch = watch_for(plan, options, fingerprint)
+    options = options.model_copy(update={"data": absolute_source(options.data)})
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
     if own is not None:
-        document["own_model"] = identity(own)
+        document["own_model"] = own.identity()
     require_folder(out, document, resume=resume)
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
     if show_progress:
-        _say_unwatched(watch, options)
+        for line in left_out(watch, options):
+            print(f"widthwise: {line}", file=sys.stderr)
     if own is not None and show_progress:
+        from widthwise.transfer.own_model import asked
+
         print(f"widthwise: {own.build}: {asked(plan)}", file=sys.stderr)
     with (
         room_for(out),
@@ -94,13 +98,14 @@ def launch(
         following(
             out,
             plan.horizon.steps,
+            begun=_begun(plan, out, options),
             done=last_checkpoint(out) or 0 if resume else None,
             enabled=show_progress,
-        ),
+        ) as say,
         ray_session(
             address,
             cpus=max(_cores(), options.workers),
-            modules=sources(own) if own and address is not None else (),
+            modules=own.sources() if own and address is not None else (),
         ) as ray,
         _interruptible(),
     ):
@@ -113,12 +118,22 @@ def launch(
             (out / "bands.json").unlink(missing_ok=True)
         else:
             write_json(out / "bands.json", watch.model_dump(mode="json", by_alias=True))
-        _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
+        with waiting_told(out, resources, options.fewest, partial(_nodes, ray), say):
+            _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
+        (out / PULSE).unlink(missing_ok=True)
     return read_json(out / "result.json", "a result")
 
 
 # What a resumed run must share with the one that it goes on with, besides the plan.
 _DECIDING = {"data", "seed", "module_decay"}
+
+
+def _own(plan: Plan, options: LaunchOptions) -> "OwnModel | None":
+    if options.model is None:
+        return None
+    from widthwise.transfer.own_model import own_model
+
+    return own_model(plan, options.model, options.overrides, options.transposed)
 
 
 def _require_data(plan: Plan, options: LaunchOptions, sequences: int) -> str:
@@ -136,30 +151,16 @@ def _has_ended(out: Place, options: LaunchOptions) -> bool:
     return options.abort_on == "alarm" or read_json(path, "a result").get("status") != "stopped"
 
 
-def _watch(plan: Plan, options: LaunchOptions, fingerprint: str) -> Watch | None:
-    """Return what the run is compared with, or None: bands are those of our GPT, and not of other models."""
-    if options.unwatched or options.model is not None:
-        return None
-    tuned_on = (plan.recipe.provenance or {}).get("data_fingerprint")
-    watch = watch_of(
-        plan,
-        evaluations=options.evaluations,
-        same_data=fingerprint == tuned_on,
-        even=options.module_decay is None,
-    )
-    if options.abort_on == "alarm" and (watch is None or not watch.bands):
-        why = NO_BANDS if watch is None else watch.left_out[0]
-        raise ConfigError(f"abort_on: must not be 'alarm' where nothing is watched: {why}")
-    return watch
+def _begun(plan: Plan, out: Place, options: LaunchOptions) -> str:
+    """Return what is said when a run begins."""
+    fewest, most, steps = options.fewest, options.workers, plan.horizon.steps
+    workers = f"{most} worker{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} workers"
+    run = f"{steps:,} steps of {plan.horizon.batch_tokens:,} tokens on {workers}, in {out}"
+    return f"target of width {plan.model.width}, rule {plan.rule}: {run}"
 
 
-def _say_unwatched(watch: Watch | None, options: LaunchOptions) -> None:
-    """Say on standard error what the run is not compared with, unless the user asked for just that."""
-    if watch is not None:
-        for line in watch.left_out:
-            print(f"widthwise: watched against its proxies; {line}", file=sys.stderr)
-    elif not options.unwatched and options.model is None:
-        print(f"widthwise: not watched: {NO_BANDS}", file=sys.stderr)
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:
@@ -194,7 +195,7 @@ def _cores() -> int:
 
 
 def _train(
-    spec: RunSpec,
+    spec: "RunSpec",
     rule: str,
     out: Place,
     options: LaunchOptions,
@@ -215,7 +216,7 @@ def _train(
         train_loop_config={
             "spec": spec.model_dump_json(),
             "out": str(out),
-            "options": _run_options(options, watch),
+            "options": _run_options(options, watch, out),
             "watch": None if watch is None else watch.model_dump_json(by_alias=True),
             "abort_on_alarm": options.abort_on == "alarm",
             "peak_tflops": options.peak_tflops,
@@ -256,19 +257,22 @@ _RUN_OPTIONS = {
 }
 
 
-def _run_options(options: LaunchOptions, watch: Watch | None) -> dict[str, Any]:
+def _run_options(options: LaunchOptions, watch: Watch | None, out: Place) -> dict[str, Any]:
     """Return what each worker is told; a watched run measures what it is watched by."""
     chosen = options.model_dump(include=_RUN_OPTIONS)
     measures = watch is not None and bool(watch.bands)
     return {
         **chosen,
+        "pulse": str(out / PULSE),
         "diagnostics": options.diagnostics or measures,
         # A run that diverges is ended by an alarm's options too.
         "abort_on": "divergence" if options.abort_on == "alarm" else options.abort_on,
     }
 
 
-def _spec(plan: Plan, options: LaunchOptions, own: OwnModel | None = None) -> RunSpec:
+def _spec(plan: Plan, options: LaunchOptions, own: "OwnModel | None" = None) -> "RunSpec":
+    from widthwise.proxies.runs import RunSpec
+
     return RunSpec(
         model=plan.model,
         base_width=plan.recipe.proxy.width,

@@ -4,8 +4,6 @@
 initialisation and its forward multipliers, is the user's to apply: `asked` says what it is.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -22,7 +20,6 @@ from widthwise.proxies.building import Build, OwnModel, OwnParameter, find_build
 from widthwise.proxies.config import Kind
 from widthwise.proxies.footprint import Footprint, footprint
 from widthwise.proxies.model import GPT
-from widthwise.proxies.references import local_source
 from widthwise.proxies.shapes import parameter_table
 from widthwise.proxies.table import ParameterTable
 from widthwise.proxies.validation import ConfigError
@@ -114,13 +111,6 @@ def own_model(
     return OwnModel(build=model, folder=str(Path.cwd()), parameters=parameters)
 
 
-def identity(own: OwnModel) -> dict[str, str]:
-    """Return what a resumed run must share: the function's name, and a digest of the parameter table."""
-    rows = own.model_dump(mode="json")["parameters"]
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return {"build": own.build, "table": digest[:16]}
-
-
 def asked(plan: Plan) -> str:
     """Say in one line what the plan asks of a model, besides what its optimizer's groups hold."""
     kinds: tuple[Kind, ...] = ("embedding", "matrix", "readout")
@@ -130,8 +120,3 @@ def asked(plan: Plan) -> str:
         f"the model's own to apply: logits ×{logits:.4g}, residual branches ×{plan.residual_multiplier:.4g}, "
         f"initial standard deviations {stds} of the proxy's"
     )
-
-
-def sources(own: OwnModel) -> list[str]:
-    """Return the package or file below the current folder that holds the model, to be sent to a cluster."""
-    return [str(place) for place in local_source(own.build, Path(own.folder))]

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from widthwise.proxies.config import KINDS, Kind
 from widthwise.proxies.references import referenced
-from widthwise.proxies.validation import ConfigError, nearest
+from widthwise.proxies.validation import ConfigError, first_line, nearest
 
 T = TypeVar("T")
 
@@ -221,15 +221,15 @@ def rule(name: str, *, source: str) -> Callable[[Callable[[Ratios], Scaled]], Ca
         # The same function again is a notebook's cell or a reload, not a clash.
         if known is not None and _identity(known.function) != _identity(function):
             raise ConfigError(f"rule: {name!r} is already registered")
-        _registered[name] = Rule(name, source, first_line(function), function)
+        _registered[name] = Rule(name, source, summary(function), function)
         return function
 
     return register
 
 
-def first_line(described: object) -> str:
+def summary(described: object) -> str:
     """Return the first line of a docstring."""
-    return (described.__doc__ or "").strip().partition("\n")[0]
+    return first_line(described.__doc__ or "")
 
 
 def _identity(function: Callable[[Ratios], Scaled]) -> tuple[str, str]:
@@ -261,7 +261,7 @@ def _own(reference: str) -> Rule:
             raise ConfigError(f"must return what `scaled` does, got {outcome!r}")
         return outcome
 
-    found = Rule(reference, reference.partition(":")[0], first_line(function), guarded)
+    found = Rule(reference, reference.partition(":")[0], summary(function), guarded)
     outcome = found(Ratios())
     for kind, multipliers in outcome.kinds.items():
         if multipliers != UNCHANGED:

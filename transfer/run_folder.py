@@ -41,12 +41,23 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
         raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
 
 
+# What a user asks for by an option of its own, which decides much else in a plan.
+_OPTIONS = (("model", "width"), ("model", "depth"), ("horizon", "batch_tokens"), ("horizon", "tokens"))
+
+
 def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:
-    """Raise a ConfigError that names the first field in which a run differs from the one it is to go on with."""
-    if stored != document:
-        # What only the stored one has counts too.
-        where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
-        raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
+    """Raise a ConfigError that names what a run was asked for otherwise, or the first field in which it differs."""
+    if stored == document:
+        return
+    # What only the stored one has counts too.
+    where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
+    if where not in document:
+        for section, name in _OPTIONS:
+            pair = [(one.get(section) or {}).get(name) for one in (stored, document)]
+            if pair[0] != pair[1]:
+                where, (was, now) = name, pair
+                break
+    raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
 
 
 def _present(out: Place, *names: str) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import is_locked, read_json
+from widthwise.proxies.pulse import PULSE, last_beat
 from widthwise.proxies.storage import Place, RemotePath
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
@@ -12,6 +13,7 @@ from widthwise.search.storage import Storage
 from widthwise.transfer.at_hand import at_hand
 from widthwise.transfer.reporting.formats import CheckFile
 from widthwise.transfer.reporting.reading import RunFolder, read_run
+from widthwise.transfer.waiting import waiting_for
 
 # What a study writes when it has ended.
 _ENDS = ("recipe.json", "check.json")
@@ -106,19 +108,25 @@ def _target(place: Path, run: RunFolder) -> dict[str, Any]:
     if tokens and horizon and horizon.batch_tokens:
         # A run ends with its last whole batch.
         tokens -= tokens % horizon.batch_tokens
-    speed = last.tokens_per_second if last else None
     state = "finished" if run.result else "running" if is_locked(place) else "interrupted"
-    left = (tokens - run.tokens) / speed if state == "running" and tokens and speed else None
+    beat = last_beat(place / PULSE) if state == "running" else None
+    done, speed = run.tokens, last.tokens_per_second if last else None
+    if beat and horizon and horizon.batch_tokens:
+        # Between two evaluations, or before the first.
+        done, speed = max(done, beat.step * horizon.batch_tokens), beat.tokens_per_second or speed
+    left = (tokens - done) / speed if state == "running" and tokens and speed else None
     return {
         "kind": "target",
         "state": state,
         "status": run.result.status if run.result else None,
         "width": run.width,
-        "tokens": run.tokens,
+        "tokens": done,
         "of_tokens": tokens,
         "loss": run.loss,
         "tokens_per_second": speed,
         "seconds_left": None if left is None else round(left, 1),
         "mfu": last.mfu if last else None,
+        "workers": beat.workers if beat else None,
+        "waiting": waiting_for(place) if state == "running" else None,
         "alarms": run.first_alarms,
     }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from widthwise.kernels import AdamHC
 from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
 from widthwise.proxies import diagnostics as measure
+from widthwise.proxies.noise_laws import advance_variance, advance_variance_by_steps, update_ratio_law
 from widthwise.proxies.outcome import SPECTRUM_SHARES, KindDiagnostics, Metrics
 from widthwise.proxies.recorder import EXACT_UP_TO
 from widthwise.proxies.runs import RunSpec, base_settings, run
@@ -41,7 +42,7 @@ def refuses(message: str) -> Any:
 def test_at_constant_rates_the_law_is_the_closed_form(lr: float, decay: float, start: float) -> None:
     variance, tau, steps = start**2, lr * decay, 50
     for _ in range(steps):
-        variance = measure.advance_variance(variance, lr, tau)
+        variance = advance_variance(variance, lr, tau)
     kept = (1 - tau) ** (2 * steps)
     assert variance == pytest.approx(kept * start**2 + (1 - kept) * lr / (2 * decay), rel=1e-12)
 
@@ -49,15 +50,25 @@ def test_at_constant_rates_the_law_is_the_closed_form(lr: float, decay: float, s
 def test_without_decay_the_law_is_a_random_walk() -> None:
     variance = 0.25
     for lr in (0.1, 0.2, 0.3):
-        variance = measure.advance_variance(variance, lr, 0.0)
+        variance = advance_variance(variance, lr, 0.0)
     assert variance == pytest.approx(0.25 + 0.01 + 0.04 + 0.09)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 500])
+def test_many_steps_at_once_are_those_steps_one_by_one(steps: int) -> None:
+    draw = np.random.default_rng(0)
+    lrs, strengths = draw.uniform(0, 0.1, steps), draw.uniform(0, 1.1, steps) ** 4
+    variance = 0.3
+    for lr, strength in zip(lrs.tolist(), strengths.tolist(), strict=True):
+        variance = advance_variance(variance, lr, strength)
+    assert advance_variance_by_steps(0.3, lrs, strengths) == pytest.approx(variance, rel=1e-12)
 
 
 def test_in_equilibrium_the_law_of_updates_is_the_papers() -> None:
     lr, decay, beta1 = 0.02, 0.5, 0.8
     expected = math.sqrt(2 * lr * decay * (1 - beta1) / (1 + beta1))
-    assert measure.update_ratio_law(lr / (2 * decay), lr, beta1) == pytest.approx(expected)
-    assert measure.update_ratio_law(0.0, lr, beta1) == math.inf
+    assert update_ratio_law(lr / (2 * decay), lr, beta1) == pytest.approx(expected)
+    assert update_ratio_law(0.0, lr, beta1) == math.inf
 
 
 DECAYS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from widthwise.kernels import AdamHC
 from widthwise.proxies import AWD, GPT, AdaDecay, AlphaDecay, GPTConfig, Horizon, Hyperparameters, RunOptions
-from widthwise.proxies.module_decay import adadecay_factors
+from widthwise.proxies.decaying import adadecay_factors
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.spectra import decay_scales
 from widthwise.proxies.validation import ConfigError
@@ -125,9 +125,7 @@ def test_alphadecay_looks_at_the_first_step_and_before_every_interval(
     interval: int, refreshed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(
-        "widthwise.proxies.module_decay.decay_scales", lambda *_, **__: seen.append(step) or {}
-    )
+    monkeypatch.setattr("widthwise.proxies.decaying.decay_scales", lambda *_, **__: seen.append(step) or {})
     toy, method = Toy(), AlphaDecay(interval=interval)
     for step in range(1000):
         method(step, toy.model, toy.optimizer)

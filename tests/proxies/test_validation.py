@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from widthwise.proxies.validation import ConfigError, Record, nearest
+from widthwise.proxies.validation import ConfigError, Record, first_line, last_line, nearest, one_line
 
 
 class Inner(Record):
@@ -141,3 +141,11 @@ def test_in_python_a_record_refuses_with_pydantics_own_error() -> None:
 def test_nearest_says_nothing_where_nothing_is_near() -> None:
     assert nearest("cosin", ["cosine", "linear"]) == "; did you mean 'cosine'?"
     assert nearest("xyz", ["cosine", "linear"]) == ""
+
+
+def test_a_long_message_is_shortened_to_a_line() -> None:
+    told = RuntimeError("\n  first of all\nthen   this\nthe last\n")
+    assert first_line(told) == "first of all"
+    assert last_line(told) == "the last"
+    assert one_line(told) == "first of all then this the last"
+    assert (first_line(""), last_line(""), one_line("")) == ("", "", "")

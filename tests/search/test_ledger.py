@@ -13,10 +13,11 @@ from optuna.trial import Trial, TrialState
 from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.search import SearchSpace, SweepConfig, folders, sweep
+from widthwise.search import SearchSpace, Storage, SweepConfig, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
+from widthwise.search.progress import Progress
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
 from widthwise.search.stored import stored_config
@@ -603,6 +604,41 @@ def test_a_folder_in_use_is_refused_to_other_processes_too(
         opened(resume=True)
     assert str(caught.value) == message
     assert start("sweep", "--resume", "--out", out).finish() == (2, "", f"widthwise: error: {message}\n")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_sweep_that_is_refused_leaves_nothing(tmp_path: Path, real_text: Path, exists: bool) -> None:
+    out = tmp_path / "a" / "sweep"
+    if exists:
+        out.mkdir(parents=True)
+        (out / "mine").touch()
+    with pytest.raises(ConfigError, match=r"^storage: .* cannot be opened \("):
+        sweep(
+            configured(data=str(real_text)),
+            out,
+            storage=Storage.parse("postgresql+psycopg://me@127.0.0.1:1/no"),
+        )
+    assert [path.name for path in tmp_path.rglob("*")] == (["a", "sweep", "mine"] if exists else [])
+
+
+def test_progress_says_what_a_trial_is_for(
+    opened: Callable[..., Ledger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = opened(trials=5, finalists=1, seeds=2)
+    with Progress(ledger) as progress:
+        while not ledger.is_finished():
+            number, tried = begin(ledger)
+            ledger.finish(number, "completed", {"loss": made_up_loss(tried)})
+            progress.ended(number)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trial ")]
+    records = ledger.records()
+    assert len(said) == len(records)
+    for line, record in zip(said, records, strict=True):
+        role = " (fitted minimum)" if record["fitted"] else ""
+        if record["confirms"] is not None:
+            role = f" (confirms trial {record['confirms']} with seed {record['seed']})"
+        assert line == f"trial {record['number']}{role} completed, loss {record['loss']:.4f}"
+    assert {record["confirms"] is None for record in records} == {True, False}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger], tmp_path: Path) -> None:

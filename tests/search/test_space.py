@@ -40,7 +40,7 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
         ({"space": {"decay": []}}, "space.decay: must name at least one form of decay, got none"),
         (
             {"space": {"decay": ["huberr"]}},
-            "space.decay.0: must be 'none', 'l2', 'huber' or 'huber-prox', got 'huberr'; did you mean 'huber'?",
+            "space.decay: must be 'none', 'l2', 'huber' or 'huber-prox', got 'huberr'; did you mean 'huber'?",
         ),
         ({"space": {"lr": 0.1}}, "space.lr: must be a list, got 0.1"),
         ({"space": {"lrs": [0.1, 0.2]}}, "space.lrs: unknown field; did you mean 'lr'?"),

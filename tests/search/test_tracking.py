@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -160,3 +161,57 @@ def test_a_missing_package_is_told_before_anything_is_written(
         sweep(SweepConfig(data=str(real_text), log=(tracker,)), tmp_path / "sweep")
     assert str(error.value) == f"log: {tracker} needs its package: pip install {tracker}"
     assert not (tmp_path / "sweep").exists()
+
+
+class Slow:
+    """A tracker that answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.answers, self.asked = Event(), Event()
+        self.told: list[int] = []
+
+    def begin(self, name: str, settings: Any) -> "Slow":
+        return self
+
+    def point(self, tokens: int, loss: float) -> None:
+        self.asked.set()
+        assert self.answers.wait(60)
+        self.told.append(tokens)
+
+    def end(self, status: str | None) -> None:
+        pass
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """Return the tracker that stands in the place of TensorBoard, whose time to answer at the end is short."""
+    tracker = Slow()
+    monkeypatch.setattr("widthwise.search.tracking.begin_with", lambda *_: tracker.begin)
+    monkeypatch.setattr("widthwise.search.tracking.SECONDS_TO_LEAVE", 0.01)
+    return tracker
+
+
+def test_an_interrupted_sweep_does_not_wait_for_a_slow_tracker(
+    opened: Callable[..., Any], said: list[str], slow: Slow
+) -> None:
+    ledger, tracking = opened()
+    with tracking:
+        train(ledger, tracking, [20, 40, 60])
+        assert slow.asked.wait(60)
+    assert said == ["tensorboard did not answer in time, and the last was not told; --resume makes up for it"]
+    slow.answers.set()
+    tracking.thread.join(60)
+    assert slow.told == [1024 * 20]  # and nothing afterwards
+    assert json.loads((ledger.out / "tracked.json").read_text())["seen"] == {}
+
+
+def test_a_finished_sweep_waits_for_its_trackers(
+    opened: Callable[..., Any], said: list[str], slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, tracking = opened()
+    monkeypatch.setattr(ledger, "is_finished", lambda: True)
+    tracking.warn = lambda line: (said.append(line), slow.answers.set())
+    with tracking:
+        train(ledger, tracking, [20, 40, 60])
+    assert said == ["tensorboard did not answer in time; waiting, Ctrl-C gives up"]
+    assert slow.told == [tokens for tokens, _ in POINTS]

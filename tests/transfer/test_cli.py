@@ -293,7 +293,7 @@ def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
         ("sweep --width 33", "model.width: must be a multiple of head_dim = 16, got 33"),
         (
             "sweep --log tensorbord",
-            "log.0: must be 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'; did",
+            "log: must be 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'; did",
         ),
         (
             "sweep --data no.txt",
@@ -301,6 +301,13 @@ def test_the_calculator_imports_nothing_heavy(recipe: str) -> None:
         ),
         ("sweep --resume --out {0}", "out: {0} holds no sweep to resume"),
         ("launch {recipe} --width 64 --data no.txt", "data: no such file or folder: no.txt; use 'python', a"),
+        ("launch {recipe} --width 64 --workers 0", "workers: must be >= 1, got 0"),
+        (
+            "launch {recipe} --width 64 --out {recipe}/x",
+            "out: {recipe}/x cannot be written (Not a directory)",
+        ),
+        ("launch {recipe} --width 64 --address 127.0.0.1:1", "address: no Ray answers at '127.0.0.1:1' ("),
+        ("launch {recipe} --width 64 --module-decay awd --abort-on alarm", "abort_on: must not be 'alarm'"),
         ("check {recipe} --seeds 0", "seeds: must be >= 1, got 0"),
         ("check {0}/no.json", "{0}/no.json: no such file, must be a recipe"),
     ],
@@ -312,7 +319,7 @@ def test_a_mistake_is_told_before_torch_is_imported(
     done = in_process_of_its_own(HEAVY, *argv)
     said, imported = done.stderr.splitlines()[-2:]
     assert done.returncode == 2
-    assert said.startswith(f"widthwise: error: {message.format(tmp_path)}")
+    assert said.startswith(f"widthwise: error: {message.format(tmp_path, recipe=recipe)}")
     assert {"torch", "ray"}.isdisjoint(json.loads(imported.replace("'", '"')))
 
 
@@ -382,9 +389,30 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_never_shows_none_as_a_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_defaults_in_one_way_and_none_of_what_is_off(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_status(command, "--help") == 0
-    assert "default: None" not in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"default: (None|False|\))", out) is None
+    # Not "Width of the proxy [64].", as other programs have it.
+    assert re.search(r"\w \[[^]]+\]\.", out) is None
+
+
+def test_short_shards_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    for length, told in (
+        (2600, ""),
+        (
+            2000,
+            "widthwise: the longest validation shard holds 100 tokens: a context of up to 99 fits, the usual 128 "
+            "does not\n",
+        ),
+    ):
+        text.write_bytes(b"a" * length)
+        out = tmp_path / str(length)
+        assert exit_status("data", str(text), "--out", str(out)) == 0
+        assert capsys.readouterr() == (f"{out}/train_000000.bin\n{out}/val_000000.bin\n", told)
 
 
 def test_the_help_of_scale_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,9 @@ def test_ranges_of_workers(text: str, found: tuple[int | None, int]) -> None:
 def test_what_is_no_range_of_workers(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^workers: must be a whole number or a range like 2-4, got "):
         worker_range(text)
+
+
+def test_a_range_begins_with_its_fewest() -> None:
     with pytest.raises(ConfigError, match=r"^workers: must be a range from fewest to most, got '4-2'$"):
         worker_range("4-2")
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError, DiskFull, RunError
 from widthwise.transfer import Recipe
-from widthwise.transfer.failures import LostPeer, explained, room_for
+from widthwise.transfer.failures import HardwareFault, LostPeer, explained, room_for
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
 
@@ -25,6 +27,14 @@ def made(out: Path, *steps: int) -> Path:
     out.mkdir(exist_ok=True)
     (out / "plan.json").touch()
     return out
+
+
+def following_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+UNWRITTEN = CheckpointException("write", {1: (OSError(errno.EIO, "Input/output error"), None)})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,26 @@ def made(out: Path, *steps: int) -> Path:
             RunError,
             "the disk of {out} is full; the last good checkpoint is step 12; make room and add --resume",
         ),
+        (
+            OSError(errno.ESTALE, "Stale file handle", "/data/a.bin"),
+            HardwareFault,
+            "OSError: [Errno 116] Stale file handle: '/data/a.bin'",
+        ),
+        (
+            following_from(RunError("checkpoint: cannot be written"), UNWRITTEN),
+            HardwareFault,
+            "OSError: [Errno 5] Input/output error",
+        ),
+        (
+            following_from(ConfigError("data: x cannot be read"), TimeoutError(errno.ETIMEDOUT, "away")),
+            HardwareFault,
+            "TimeoutError: [Errno 110] away",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nSearch for ..."),
+            HardwareFault,
+            "AcceleratorError: CUDA error: uncorrectable ECC error encountered",
+        ),
     ],
 )
 def test_what_ends_a_worker(tmp_path: Path, error: Exception, ended: type[Exception], told: str) -> None:
@@ -50,6 +80,12 @@ def test_what_ends_a_worker(tmp_path: Path, error: Exception, ended: type[Except
     with pytest.raises(ended) as raised, explained(out):
         raise error
     assert str(raised.value) == told.format(out=out)
+
+
+@pytest.mark.parametrize("said", ["an illegal memory access was encountered", "out of memory"])
+def test_what_the_users_code_does_to_a_device_is_no_fault_of_it(tmp_path: Path, said: str) -> None:
+    with pytest.raises(RunError, match=f"^AcceleratorError: CUDA error: {said} "), explained(tmp_path):
+        raise torch.AcceleratorError(f"CUDA error: {said}\nCompile with ...")
 
 
 def test_an_exception_is_told_with_the_line_of_the_users_code(tmp_path: Path) -> None:

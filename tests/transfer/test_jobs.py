@@ -26,7 +26,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
-from widthwise.transfer.jobs import Job, visible
+from widthwise.transfer.jobs import Job, resumed, visible
 from widthwise.transfer.submission import ENTRY, Submission, working_directory
 
 PROXY = GPTConfig(width=32, context=64)
@@ -383,6 +383,55 @@ def test_a_jobs_verdict_is_its_runs_own(
 ) -> None:
     job = Job(id="x", status=status, out="/o", started=None, exit=exit_status, result=result)
     assert job.verdict == verdict
+
+
+def ended(status: str, result: dict[str, Any] | None, *, exit_status: int | None = 1) -> Job:
+    return Job(id="x", status=status, out="/o", started=None, exit=exit_status, result=result)
+
+
+STOPPED = {"status": "stopped", "steps": 40}
+
+
+@pytest.mark.parametrize(
+    ("job", "argv", "abort_on", "again"),
+    [
+        (ended("FAILED", None), ["launch", "--resume", "--keep=3"], None, ["launch", "--keep=3", "--resume"]),
+        (ended("FAILED", STOPPED), ["--abort-on=alarm"], "nan", ["--abort-on=nan", "--resume"]),
+        (ended("STOPPED", None), ["--abort-on=alarm"], None, ["--abort-on=alarm", "--resume"]),
+        (ended("STOPPED", None), ["--seed=1"], "alarm", ["--seed=1", "--abort-on=alarm", "--resume"]),
+    ],
+)
+def test_a_job_is_resumed_by_its_own_command(
+    job: Job, argv: list[str], abort_on: str | None, again: list[str]
+) -> None:
+    assert resumed(job, argv, abort_on) == again
+
+
+@pytest.mark.parametrize(
+    ("job", "abort_on", "told"),
+    [
+        (ended("RUNNING", None), None, "must have ended before its run was completed, got running x"),
+        (
+            ended("SUCCEEDED", COMPLETED, exit_status=0),
+            None,
+            "must have ended before its run was completed, got completed x",
+        ),
+        *[
+            (
+                ended("FAILED", STOPPED),
+                abort_on,
+                "an alarm stopped the run of x at step 40, and would end it at once; "
+                "go on with --abort-on divergence",
+            )
+            for abort_on in (None, "alarm")
+        ],
+        (ended("FAILED", {**DIVERGED, "steps": 7}), "nan", "the run of x diverged at step 7; launch another"),
+    ],
+)
+def test_a_run_that_would_end_at_once_is_not_resumed(job: Job, abort_on: str | None, told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        resumed(job, ["--abort-on=alarm"], abort_on)
+    assert str(raised.value) == f"job: {told}"
 
 
 def test_jobs_are_listed_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

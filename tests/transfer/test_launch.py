@@ -76,6 +76,7 @@ def undisturbed(runs: dict[str, tuple[int, str, str]], folder: Path) -> Path:
 
 
 UNWATCHED = "widthwise: not watched: the recipe has no bands; a sweep measures them with three seeds or more"
+BEGUN = f"target of width {WIDTH}, rule fan-sqrt: {STEPS} steps of 1,024 tokens on 1 worker, in {{}}"
 
 
 def test_a_target_run_leaves_its_result_metrics_and_plan(
@@ -83,11 +84,10 @@ def test_a_target_run_leaves_its_result_metrics_and_plan(
 ) -> None:
     status, printed, said = runs["undisturbed"]
     assert status == 0, said
-    unwatched, *steps = said.splitlines()
-    assert (
-        unwatched
-        == "widthwise: not watched: the recipe has no bands; a sweep measures them with three seeds or more"
-    )
+    unwatched, begun, training, *steps = said.splitlines()
+    assert unwatched == UNWATCHED
+    assert begun == BEGUN.format(undisturbed)
+    assert training == "training on 1 worker, from step 0"
     assert [line.partition(":")[0] for line in steps] == [
         f"step {line['step']}" for line in lines(undisturbed)
     ]
@@ -144,7 +144,7 @@ def test_a_finished_run_is_not_repeated(
     for other, field, was, now in (
         (["--rule", "sp"], "rule", "'fan-sqrt'", "'sp'"),
         (["--seed", 1], "seed", 0, 1),
-        (["--tokens", 10240], "ratios.tokens", 1.0, 0.0625),
+        (["--tokens", 10240], "tokens", 163840, 10240),
     ):
         told = f"widthwise: error: {field}: {started}, {was}, got {now}\n"
         assert again("--resume", *other) == (2, "", told)
@@ -198,8 +198,9 @@ def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
 
     status, _, said = start(*command, "--resume").finish()
     assert status == 0, said
-    _, first, *told = [line.partition(":")[0] for line in said.splitlines()]
+    _, _, first, training, *told = [line.partition(":")[0] for line in said.splitlines()]
     from_step = int(first.removeprefix("going on from step "))
+    assert training == f"training on 1 worker, from step {from_step}"
     assert told == [f"step {step}" for step in range(from_step + 8, STEPS + 1, 8)]
     assert learnt(out) == learnt(undisturbed)
     results = [json.loads((run / "result.json").read_text()) for run in (out, undisturbed)]
@@ -210,7 +211,9 @@ def test_a_run_that_diverges_says_so(runs: dict[str, tuple[int, str, str]], fold
     status, printed, said = runs["diverged"]
     result = json.loads(printed)
     told = f"the run diverged at step {result['steps']}; there is no checkpoint"
-    assert (status, said) == (1, f"{UNWATCHED}\nwidthwise: failed: {told}\n")
+    assert status == 1
+    begun = [UNWATCHED, BEGUN.format(folder / "diverged"), "training on 1 worker, from step 0"]
+    assert said.splitlines() == [*begun, f"widthwise: failed: {told}"]
     assert result == json.loads((folder / "diverged" / "result.json").read_text())
     assert (result["status"], result["loss"]) == ("diverged", None)
     assert 0 < result["steps"] < STEPS

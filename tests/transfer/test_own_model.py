@@ -20,7 +20,7 @@ from widthwise.proxies.training import train
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, launching
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
-from widthwise.transfer.own_model import identity, own_model
+from widthwise.transfer.own_model import own_model
 
 # The bottleneck grows with the root of the width: its own multiplier, and so its own learning rate.
 SOURCE = """
@@ -238,7 +238,7 @@ def test_named_kinds_reach_the_workers_and_the_runs_identity(folder: Path, real_
         own_model(plan, "own_network:Placed", {"positions": kind}, ("mix",))
         for kind in ("embedding", "matrix")
     ]
-    assert identity(found[0]) != identity(found[1])
+    assert found[0].identity() != found[1].identity()
     options = LaunchOptions(data=str(real_text))
     losses = [run(launching._spec(plan, options, own), RunOptions(evaluations=1)).loss for own in found]
     assert losses[0] != losses[1]

@@ -15,6 +15,7 @@ from widthwise.transfer.checking.measuring import Measured
 from widthwise.transfer.checking.observing import Observation
 from widthwise.transfer.checking.options import CheckOptions
 from widthwise.transfer.checking.running import SCHEMA, CheckResult
+from widthwise.transfer.custom_rule import CustomRule
 from widthwise.transfer.recipe import Recipe
 
 
@@ -29,6 +30,7 @@ class _Checked(_Line):
     hyperparameters: Hyperparameters
     proxy: GPTConfig
     horizon: Horizon
+    own_rule: CustomRule | None = None
 
 
 class _File(_Line):
@@ -60,7 +62,10 @@ def read_check(path: str | Path) -> CheckResult:
     require_schema(document, SCHEMA, path)
     file = _File.parse(_with_ends(document), where=str(path))
     recipe = Recipe(
-        hyperparameters=file.recipe.hyperparameters, proxy=file.recipe.proxy, horizon=file.recipe.horizon
+        hyperparameters=file.recipe.hyperparameters,
+        proxy=file.recipe.proxy,
+        horizon=file.recipe.horizon,
+        rule=file.recipe.own_rule,
     )
     known = {name: getattr(file, name) for name in _File.model_fields if name != "recipe"}
     return CheckResult(recipe=recipe, **known)

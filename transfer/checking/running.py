@@ -61,11 +61,13 @@ class CheckResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the document that ``check.json`` holds."""
+        own = self.recipe.rule
+        kept = {} if own is None else {"own_rule": own.model_dump(mode="json")}
         return {
             "schema": SCHEMA,
             "verdict": {"sentence": self.verdict.sentence, **plain(self.verdict)},
             "rule": self.rule,
-            "recipe": _identity(self.recipe, self.rule),
+            "recipe": {**_identity(self.recipe, self.rule), **kept},
             "options": self.options.model_dump(mode="json"),
             "horizons": {str(width): reach for width, reach in self.horizons.items()},
             "measured": None if self.measured is None else plain(self.measured),

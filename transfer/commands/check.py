@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.names import GRID_STUDY
 from widthwise.transfer.commands.listing import whole_numbers
-from widthwise.transfer.commands.options import Option, storage_of
+from widthwise.transfer.commands.options import Flag, Option, storage_of
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 
@@ -29,7 +29,7 @@ class Check:
     recipe: Positional[Path]
     """Recipe file, as `widthwise sweep` writes it, or the sweep's folder."""
     widths: Option[str] = None
-    """Three widths or more, separated by commas, the recipe's among them [that one, 2 and 4 times it]."""
+    """Three widths or more, separated by commas, the recipe's among them. (default: that one, 2 and 4 times it)"""
     seeds: int = 3
     """Runs of every setting; fewer than three are never enough."""
     seed: int = 0
@@ -50,26 +50,26 @@ class Check:
     out: Path = Path("widthwise-check")
     """Folder for check.json and the runs' records."""
     storage: Option[str] = None
-    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE [an SQLite file in the folder]."""
+    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE. (default: an SQLite file in the folder)"""
     study_name: Option[str] = None
-    """The study's name in the database [the folder's and eight random digits]."""
+    """The study's name in the database. (default: the folder's and eight random digits)"""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
     concurrency: Option[int] = None
-    """Runs at a time [one per core, or per GPU]."""
+    """Runs at a time. (default: one per core, or per GPU)"""
     gpus_per_trial: Option[float] = None
-    """Share of a GPU per run [1 where there is a GPU]."""
-    resume: bool = False
+    """Share of a GPU per run. (default: 1 where there is a GPU)"""
+    resume: Flag = False
     """Go on with the check in the folder; also with more seeds, other widths or more values."""
-    full: bool = False
+    full: Flag = False
     """Train everything, for all the numbers, even where the verdict stands already, by the horizon too."""
-    calibrate: bool = False
+    calibrate: Flag = False
     """Write the exponent of λ that the measured loss supports into the recipe, as its own rule `calibrated`."""
     output: Option[Path] = None
     """Where --calibrate writes; RECIPE itself if not given."""
-    strict: bool = False
+    strict: Flag = False
     """Exit with status 1 unless the transfer holds."""
-    json: bool = False
+    json: Flag = False
     """Print check.json's document."""
 
     def run(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from widthwise.proxies.config import GPTConfig
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.commands.options import Flag
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,7 @@ class Demo:
     """Tokens per trial and per target run."""
     seed: int = 0
     """Seed of everything random."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:

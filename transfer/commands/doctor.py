@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from widthwise.transfer.commands.options import Flag
+
 _PACKAGES = ("torch", "mup", "ray", "optuna", "pydantic", "tyro", "rich", "plotly")
 # assumed: below this, checkpoints and studies of an ordinary sweep may not fit.
 _FREE_GB = 2
@@ -26,7 +28,7 @@ class Finding:
 class Doctor:
     """Show what this machine has: versions, devices, kernel back end, disk; and what is missing."""
 
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Flag, Option
 from widthwise.transfer.commands.target import Target
 
 
@@ -18,7 +18,7 @@ class Export(Target):
     """The trainer."""
     out: Option[Path] = None
     """File to write; standard output if not given."""
-    strict: bool = False
+    strict: Flag = False
     """Refuse where the trainer's options cannot say all of the plan."""
 
     def run(self) -> int:

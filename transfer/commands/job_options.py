@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from widthwise.transfer.commands.options import Flag
+
 if TYPE_CHECKING:
     from widthwise.transfer.jobs import Cluster, Job
 
@@ -13,7 +15,7 @@ class OnCluster:
 
     address: str = "http://127.0.0.1:8265"
     """The cluster's dashboard, host:port or URL."""
-    insecure: bool = False
+    insecure: Flag = False
     """Talk to a dashboard that takes jobs from anyone who reaches it."""
 
     def cluster(self) -> "Cluster":

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from widthwise.transfer.commands.job_options import OnCluster
+from widthwise.transfer.commands.options import Flag
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Jobs(OnCluster):
     """List the jobs on a cluster, by their own results."""
 
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Folder, Option, overrides, worker_range
+from widthwise.transfer.commands.options import Flag, Folder, Option, overrides, worker_range
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
@@ -55,7 +55,7 @@ class Launch(Target):
     replicas across nodes (hsdp)."""
     accumulate: int = 1
     """Passes forward and backward for each worker's share of a batch; the result is the same."""
-    recompute: bool = False
+    recompute: Flag = False
     """Compute activations again in the backward pass, to save their memory."""
     checkpoint_every: Option[int] = None
     """Steps between checkpoints, besides one at every evaluation."""
@@ -67,31 +67,31 @@ class Launch(Target):
     """Validation passes, evenly spaced, the last at the end."""
     seed: int = 0
     """Seed of initialisation and batches."""
-    compile: bool = False
+    compile: Flag = False
     """Compile the model with torch.compile."""
-    diagnostics: bool = False
+    diagnostics: Flag = False
     """Measure norms against the laws of weight decay, spectra and gains at every evaluation; on where watched."""
-    unwatched: bool = False
+    unwatched: Flag = False
     """Do not compare the run with what its recipe's proxies showed."""
     peak_tflops: Option[float] = None
     """TFLOP/s that a worker's device could do at most, for the utilisation (MFU); known GPUs' if not given."""
     module_decay: Literal["none", "alpha", "awd", "adadecay"] = "none"
     """Share λ out among modules by their spectra (AlphaDecay), or as AWD or AdaDecay do."""
     assign: Option[Literal["linear", "sqrt", "log2", "sigmoid"]] = None
-    """AlphaDecay's assignment [linear]."""
+    """AlphaDecay's assignment. (default: linear)"""
     interval: Option[int] = None
-    """Steps between AlphaDecay's looks at the spectra [500]."""
-    mean_preserving: bool = False
+    """Steps between AlphaDecay's looks at the spectra. (default: 500)"""
+    mean_preserving: Flag = False
     """Keep the mean of AlphaDecay's multipliers at 1."""
-    fixed_aspect: bool = False
+    fixed_aspect: Flag = False
     """Take AlphaDecay's spectra from square sub-matrices (FARMS)."""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
-    resume: bool = False
+    resume: Flag = False
     """Go on from the checkpoint in the folder."""
-    dry_run: bool = False
+    dry_run: Flag = False
     """Print what the run would be and cost (values, memory, FLOPs, time), and stop."""
-    verbose: bool = False
+    verbose: Flag = False
     """With --dry-run: every parameter's row too."""
     nodes: int = 1
     """With --dry-run and --print: machines that the workers are spread over."""
@@ -101,7 +101,7 @@ class Launch(Target):
     """With --dry-run: tokens/s of all workers together."""
     submit: Option[str] = None
     """Send the run to a cluster as a Ray job, by its dashboard: host:port or URL."""
-    insecure: bool = False
+    insecure: Flag = False
     """With --submit: to a dashboard that takes jobs from anyone who reaches it."""
     wheel: Option[Path] = None
     """With --submit: this package as a wheel, where the cluster has not installed it."""
@@ -111,7 +111,7 @@ class Launch(Target):
     """With --print kuberay: a container image with widthwise and ray."""
     claim: Option[str] = None
     """With --print kuberay: the PersistentVolumeClaim that holds the folder, mounted at its first part."""
-    json: bool = False
+    json: Flag = False
     """Print result.json's document, or the dry run's."""
 
     def run(self) -> int:
@@ -219,7 +219,10 @@ class Launch(Target):
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
-        return f"the run {result['status']} at step {result['steps']}; {kept}"
+        if result["status"] != "stopped":
+            return f"the run {result['status']} at step {result['steps']}; {kept}"
+        stopped = f"an alarm stopped the run at step {result['steps']} ({result['alarms'][-1]['cause']})"
+        return f"{stopped}; {kept}; go on with --resume --abort-on divergence"
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""

@@ -16,7 +16,7 @@ class Logs(OnCluster):
 
     job: Positional[str]
     """The job's id, as `widthwise launch --submit` prints it."""
-    follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
+    follow: Annotated[bool, tyro.conf.arg(aliases=["-f"], help_behavior_hint="")] = False
     """Go on until the job ends."""
 
     def run(self) -> int:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 Option = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An option that may be left out: its own help says what holds then, in place of tyro's ``default: None``."""
 
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""An option that is off unless it is given."""
+
 Folder = Annotated[
     Place,
     PrimitiveConstructorSpec(

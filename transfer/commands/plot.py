@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Flag, Option
 from widthwise.transfer.commands.report import say_left_out
 
 
@@ -19,7 +19,7 @@ class Plot:
     """File to write: .png, .svg or .pdf."""
     what: Option[str] = None
     """lr, decay, singular-values, coordinates or diagnostics; all that the folder has if not given."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document with the figure's path instead of the path alone."""
 
     def run(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Folder, Option
+from widthwise.transfer.commands.options import Flag, Folder, Option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Report:
     """Folder of a sweep, a check or a target run, or one whose subfolders are such: a path, or a URI of target runs."""
     out: Option[Path] = None
     """File to write; FOLDER/report.html if not given, which a URI asks for."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document with the page's path instead of the path alone."""
 
     def run(self) -> int:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from widthwise.transfer.commands.options import Flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """List the scaling rules and horizon rules, with their sources."""
 
-    json: bool = False
+    json: Flag = False
     """Print one JSON document instead of tables."""
 
     def run(self) -> int:

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.commands.listing import whole_numbers, words
-from widthwise.transfer.commands.options import Option
+from widthwise.transfer.commands.options import Flag, Option
 from widthwise.transfer.commands.sources import recipe_file
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ class Scale:
     """What another batch size or more tokens change: none, tau-const, power-lines, sde."""
     decay_kinds: Option[str] = None
     """Kinds that decay, such as matrix,embedding,readout, or none; the rule's if not given."""
-    compare: bool = False
+    compare: Flag = False
     """Every rule side by side instead of one."""
-    csv: bool = False
+    csv: Flag = False
     """Print comma-separated values instead of a table."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document instead of a table."""
 
     def run(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.options import Folder, Option, storage_of
+from widthwise.transfer.commands.options import Flag, Folder, Option, storage_of
 from widthwise.transfer.commands.report import say_left_out
 
 
@@ -20,7 +20,7 @@ class Status:
     """Its folder, or one whose subfolders are such: a path, or a URI."""
     storage: Option[str] = None
     """The PostgreSQL database of a study there, where the folder's own URL for it does not do (a password, a move)."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:
@@ -51,7 +51,7 @@ def _going_on(part: Mapping[str, Any]) -> list[str]:
 
 
 def _of_target(part: Mapping[str, Any]) -> list[str]:
-    from widthwise.transfer.watching.telling import told
+    from widthwise.transfer.watching.telling import told_all
 
     of = "" if part["of_tokens"] is None else f" of {part['of_tokens']:,}"
     said = [f"{part['tokens']:,}{of} tokens"]
@@ -63,9 +63,20 @@ def _of_target(part: Mapping[str, Any]) -> list[str]:
         said.append(f"{part['tokens_per_second']:,.0f} tokens/s")
     if part["mfu"] is not None:
         said.append(f"MFU {part['mfu']:.1%}")
+    if part["workers"]:
+        said.append(f"{part['workers']} worker{'s' if part['workers'] > 1 else ''}")
     if part["seconds_left"] is not None:
-        said.append(f"{part['seconds_left'] / 60:.0f} min left")
-    return [f"  {', '.join(said)}", *(f"  {told(alarm)}" for alarm in part["alarms"])]
+        said.append(f"{_duration(part['seconds_left'])} left")
+    waiting = [f"waiting for nodes: {part['waiting']}"] if part["waiting"] else []
+    return [f"  {line}" for line in (", ".join(said), *waiting, *told_all(part["alarms"]))]
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that leaves two digits or so."""
+    for limit, unit, name in ((100.0, 1.0, "s"), (100.0 * 60, 60.0, "min"), (100.0 * 3600, 3600.0, "hours")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def _of_study(part: Mapping[str, Any]) -> list[str]:

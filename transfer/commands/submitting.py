@@ -89,10 +89,10 @@ def _own_files(command: "Launch", plan: "Plan") -> list[Path]:
     """Return what holds the user's own rule and model."""
     found = local_source(plan.rule, Path.cwd()) if ":" in plan.rule else []
     if command.model is not None:
-        from widthwise.transfer.own_model import own_model, sources
+        from widthwise.transfer.own_model import own_model
 
         own = own_model(plan, command.model, overrides(command.override), command.transposed)
-        found += [Path(source) for source in sources(own)]
+        found += [Path(source) for source in own.sources()]
     return found
 
 

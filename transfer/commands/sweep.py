@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from widthwise.search.names import SWEEP_STUDY
 from widthwise.transfer.commands.listing import words
-from widthwise.transfer.commands.options import Option, storage_of
+from widthwise.transfer.commands.options import Flag, Option, storage_of
 from widthwise.transfer.commands.stopping import resumable
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
@@ -25,58 +25,58 @@ class Sweep:
     """Tune learning rate, weight decay and Huber coefficient on a narrow proxy; writes a recipe."""
 
     config: Option[Path] = None
-    """TOML file with SweepConfig's fields; sections [model], [horizon] and [space]. Options go before it."""
+    """TOML file with SweepConfig's fields, in sections [model], [horizon] and [space] too; options go before it."""
     width: Option[int] = None
-    """Width of the proxy [64]."""
+    """Width of the proxy. (default: 64)"""
     depth: Option[int] = None
-    """Blocks of the proxy [2]."""
+    """Blocks of the proxy. (default: 2)"""
     head_dim: Option[int] = None
-    """Size of an attention head; the same in the target [16]."""
+    """Size of an attention head; the same in the target. (default: 16)"""
     context: Option[int] = None
-    """Tokens per sequence [128]."""
+    """Tokens per sequence. (default: 128)"""
     vocab_size: Option[int] = None
-    """Token ids [256 for text, 50257 for shards that do not say]."""
+    """Token ids. (default: 256 for text, 50257 for shards that do not say)"""
     trials: Option[int] = None
-    """Trials that the sampler proposes [32]."""
+    """Trials that the sampler proposes. (default: 32)"""
     finalists: Option[int] = None
-    """Best settings that are trained again with other seeds [3]."""
+    """Best settings that are trained again with other seeds. (default: 3)"""
     seeds: Option[int] = None
-    """Seeds per finalist [3]."""
+    """Seeds per finalist. (default: 3)"""
     tokens: Option[int] = None
-    """Tokens per trial [409600]."""
+    """Tokens per trial. (default: 409600)"""
     batch_tokens: Option[int] = None
-    """Tokens per optimizer step [2048]."""
+    """Tokens per optimizer step. (default: 2048)"""
     seed: Option[int] = None
-    """Seed of everything random [0]."""
+    """Seed of everything random. (default: 0)"""
     sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
-    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random. (default: tpe)"""
     patience: Option[int] = None
-    """End the proposals when so many in a row were not better than the best [never]."""
+    """End the proposals when so many in a row were not better than the best. (default: never)"""
     min_horizon: Option[float] = None
-    """Least horizon Σηλ of a trial; proposals below it are not run [any]."""
+    """Least horizon Σηλ of a trial; proposals below it are not run. (default: any)"""
     warm_start: Option[Path] = None
     """Recipe, or folder of a sweep, whose best settings are tried first."""
     concurrency: Option[int] = None
-    """Trials at a time [one per core, or per GPU]."""
+    """Trials at a time. (default: one per core, or per GPU)"""
     gpus_per_trial: Option[float | Literal["auto"]] = None
-    """Share of a GPU per trial, or auto, by the memory that one trial takes [1 where there is a GPU]."""
+    """Share of a GPU per trial, or auto, by the memory that one trial takes. (default: 1 where there is a GPU)"""
     data: Option[str] = None
-    """'python' (this machine's Python source), a text file, a .bin shard or a folder of them [python]."""
+    """'python' (this machine's Python source), a text file, a .bin shard or a folder of them. (default: python)"""
     out: Path = Path("widthwise-sweep")
     """Folder for recipe.json, trials.jsonl and study.db."""
     log: Option[str] = None
-    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none [tensorboard]."""
+    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow; or none. (default: tensorboard)"""
     storage: Option[str] = None
-    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE [an SQLite file in the folder]."""
+    """Database for the study: postgresql+psycopg://USER@HOST/DATABASE. (default: an SQLite file in the folder)"""
     study_name: Option[str] = None
-    """The study's name in the database [the folder's and eight random digits]."""
+    """The study's name in the database. (default: the folder's and eight random digits)"""
     address: Option[str] = None
     """Ray cluster, host:port or auto; a local Ray if not given."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with the sweep in the folder, with the settings it was started with."""
-    quiet: bool = False
+    quiet: Flag = False
     """Print nothing but the recipe's path and errors."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document."""
 
     def run(self) -> int:
@@ -123,24 +123,38 @@ class Sweep:
     def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
         from widthwise.search import SweepConfig
-        from widthwise.search.folders import require_content
-        from widthwise.search.stored import SWEEP, stored_config
-        from widthwise.transfer.warm_start import known_points
 
-        require_content(self.out, SWEEP, resume=self.resume, storage=storage)
-        fields = stored_config(self.out, storage).model_dump() if self.resume else {}
+        fields = self._stored(storage) if self.resume else {}
         fields = merged(fields, read_toml(self.config) if self.config else {})
         fields = merged(fields, self._given())
         if self.log is not None:
             fields["log"] = words(self.log)
         if self.warm_start is not None:
+            from widthwise.transfer.warm_start import known_points
+
             fields["warm_start"] = [point.model_dump() for point in known_points(self.warm_start)]
         config = SweepConfig.parse(fields)
+        if not self.resume:
+            self._require_content(storage)
         model = fields.get("model", {})
         if isinstance(model, Mapping) and "vocab_size" not in model:
             vocabulary = open_tokens(config.data).vocab_size
             return SweepConfig.parse(merged(fields, {"model": {"vocab_size": vocabulary}}))
         return config
+
+    def _stored(self, storage: "Storage | None") -> dict[str, Any]:
+        """Return the configuration of the sweep in the folder."""
+        from widthwise.search.stored import stored_config
+
+        self._require_content(storage)
+        return stored_config(self.out, storage).model_dump()
+
+    def _require_content(self, storage: "Storage | None") -> None:
+        # Its imports take longer than a look at the options.
+        from widthwise.search.folders import require_content
+        from widthwise.search.stored import SWEEP
+
+        require_content(self.out, SWEEP, resume=self.resume, storage=storage)
 
     def _given(self) -> dict[str, Any]:
         """Return the options that were given, nested as SweepConfig has them."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional, UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Option, overrides
+from widthwise.transfer.commands.options import Flag, Option, overrides
 
 if TYPE_CHECKING:
     from widthwise.proxies.table import ParameterTable
@@ -33,9 +33,9 @@ class Table:
     """PATTERN of matrices that are kept (in, out)."""
     out: Option[Path] = None
     """File to write the table to as well; ParameterTable.load reads it."""
-    csv: bool = False
+    csv: Flag = False
     """Print comma-separated values instead of a table."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON document instead of a table."""
 
     def run(self) -> int:

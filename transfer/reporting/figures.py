@@ -49,7 +49,7 @@ def plot(
         ConfigError: there is nothing to draw, a file is damaged, or the figure cannot be written.
     """
     if out.suffix not in FORMATS:
-        raise ConfigError(f"out: must end in {', '.join(FORMATS)}, got {str(out)!r}")
+        raise ConfigError(f"out: must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {str(out)!r}")
     if what is not None and what not in get_args(What):
         raise ConfigError(f"what: must be one of {', '.join(get_args(What))}, got {what!r}")
     found = folder_panels(read_contents(folder, on_left_out))

@@ -3,14 +3,14 @@
 from widthwise.transfer.reporting.markup import Html, tag
 from widthwise.transfer.reporting.reading import RunFolder
 from widthwise.transfer.reporting.summary import plural
-from widthwise.transfer.watching.telling import told
+from widthwise.transfer.watching.telling import told_all
 
 
 def watched(run: RunFolder) -> list[Html]:
     """Return what the watch says of a run; nothing where there was none."""
     if run.watch is None:
         return []
-    alarms = [tag("li", told(alarm)) for alarm in run.first_alarms]
+    alarms = [tag("li", line) for line in told_all(run.first_alarms)]
     heading = tag("h3", f"{run.name}, watched against its proxies")
     left_out = [tag("p", f"{line[0].upper()}{line[1:]}.") for line in run.watch.left_out]
     if not alarms:

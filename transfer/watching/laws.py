@@ -8,10 +8,18 @@ width to another is measured ÷ law.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, sqrt
 
+import numpy as np
+
 from widthwise.proxies.config import Horizon, Kind
-from widthwise.proxies.diagnostics import advance_variance, update_ratio_law
+from widthwise.proxies.noise_laws import (
+    Array,
+    advance_variance,
+    advance_variance_by_steps,
+    update_ratio_law,
+)
 from widthwise.proxies.outcome import SAMPLED_STEPS
 from widthwise.proxies.schedule import schedule
 from widthwise.transfer.plan import Plan
@@ -75,18 +83,26 @@ class Course:
         return list(self._at(steps))
 
     def _at(self, steps: Sequence[int]) -> Iterator[Expected]:
-        variance, done, ratios = self.variance, 0, [0.0]
+        shape = _shape(self.horizon)
+        lrs = self.lr * shape
+        strengths = lrs * self.weight_decay * (shape if self.corrected else 1.0)
+        variance, done = self.variance, 0
         for step in steps:
-            for each in range(done, step):
-                factor = schedule(self.horizon, each)
-                strength = self.lr * factor * self.weight_decay * (factor if self.corrected else 1.0)
-                variance = advance_variance(variance, self.lr * factor, strength)
-                if each == max(done, step - SAMPLED_STEPS):
-                    ratios = []
-                if each >= step - SAMPLED_STEPS:
-                    ratios.append(update_ratio_law(variance, self.lr * factor, self.beta1))
+            sampled, ratios = max(done, step - SAMPLED_STEPS), []
+            variance = advance_variance_by_steps(variance, lrs[done:sampled], strengths[done:sampled])
+            for lr, strength in zip(
+                lrs[sampled:step].tolist(), strengths[sampled:step].tolist(), strict=True
+            ):
+                variance = advance_variance(variance, lr, strength)
+                ratios.append(update_ratio_law(variance, lr, self.beta1))
             done = step
             yield Expected(rms=sqrt(variance), update_ratio=sum(ratios) / len(ratios))
+
+
+@lru_cache(maxsize=4)
+def _shape(horizon: Horizon) -> Array:
+    """Return `schedule` at all steps: a run may have a million, and each quantity and suspicion asks for them."""
+    return np.fromiter((schedule(horizon, step) for step in range(horizon.steps)), np.float64)
 
 
 def initial_std(plan: Plan, kind: Kind) -> float:

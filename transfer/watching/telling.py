@@ -12,13 +12,28 @@ _NAMES = {
 }
 
 
-def told(alarm: Mapping[str, Any]) -> str:
-    """Return an alarm, as plain data, in one line."""
+def told(alarm: Mapping[str, Any], known: set[tuple[str, str]] | None = None) -> str:
+    """Return an alarm, as plain data, in one line.
+
+    Args:
+        alarm: `widthwise.transfer.watching.alarms.Alarm` as a dictionary.
+        known: causes and advice that were told before and are not repeated; this alarm's is added.
+    """
     name = _NAMES[alarm["quantity"]].format(kind=alarm["kind"])
     where = "above" if alarm["value"] > alarm["high"] else "below"
     bound = alarm["high"] if where == "above" else alarm["low"]
     found = f"{name} {alarm['value']:.4g}, {where} the proxies' band at {bound:.4g}"
-    return f"alarm at step {alarm['step']}: {found}; likely cause: {alarm['cause']}; {alarm['advice']}"
+    why = alarm["cause"], alarm["advice"]
+    cause = "as above" if known is not None and why in known else "; ".join(why)
+    if known is not None:
+        known.add(why)
+    return f"alarm at step {alarm['step']}: {found}; likely cause: {cause}"
+
+
+def told_all(alarms: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each alarm, with a cause that several share in the first of them."""
+    known: set[tuple[str, str]] = set()
+    return [told(alarm, known) for alarm in alarms]
 
 
 def first_of_each(alarms: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

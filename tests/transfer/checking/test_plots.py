@@ -211,7 +211,7 @@ def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "empty").mkdir()
     kinds = "lr, decay, singular-values, coordinates"
     for where, options, message in [
-        (folder, ("--out", "a.jpg"), "out: must end in .png, .svg, .pdf, got 'a.jpg'"),
+        (folder, ("--out", "a.jpg"), "out: must end in .png, .svg or .pdf, got 'a.jpg'"),
         (
             folder,
             ("--out", "a.png", "--what", "l"),

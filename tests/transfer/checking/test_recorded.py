@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 from widthwise.proxies.files import write_json
 from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.checking.calibrating import calibrated
 from widthwise.transfer.checking.recorded import read_check
 from widthwise.transfer.checking.rounds import Design
 from widthwise.transfer.checking.running import CheckResult
+from widthwise.transfer.custom_rule import CustomRule
 
 Checked = Callable[..., CheckResult]
 
@@ -28,6 +31,20 @@ def test_a_check_read_back_is_the_one_that_was_written(
     read = read_check(tmp_path / "check.json")
     assert read.as_json() == written.as_json()
     assert (read.measured, read.alternatives) == (written.measured, written.alternatives)
+
+
+def test_a_recipes_own_rule_is_kept_and_calibrated_anew(checked: Checked, tmp_path: Path) -> None:
+    written = checked(decay_drift=0.3)
+    own = CustomRule(name="mine", base="mup-coupled", weight_decay_exponent=0.6, evidence={"seeds": 3})
+    written = replace(written, recipe=written.recipe.model_copy(update={"rule": own}), rule="mine")
+    write_json(tmp_path / "check.json", written.as_json())
+    read = read_check(tmp_path / "check.json")
+    assert (read.recipe.rule, read.recipe) == (own, written.recipe)
+    assert read.recipe.at(width=64, rule="mine") == written.recipe.at(width=64, rule="mine")
+    assert calibrated(read) == calibrated(written)
+    rule = calibrated(read).rule
+    assert rule is not None
+    assert rule.base == "mup-coupled"
 
 
 def test_an_interval_without_ends_is_read_as_one(

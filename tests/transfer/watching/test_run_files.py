@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from widthwise.proxies import GPTConfig, Horizon, Hyperparameters
-from widthwise.proxies.files import locked
+from widthwise.proxies.files import locked, write_json
 from widthwise.proxies.outcome import Diagnostics, KindDiagnostics, Metrics
+from widthwise.proxies.pulse import PULSE, Beat
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import LaunchOptions, Recipe, cli, launch, report
 from widthwise.transfer.peaks import peak_tflops
 from widthwise.transfer.reporting.figures import plot
 from widthwise.transfer.run_files import Log
+from widthwise.transfer.waiting import WAITING
 from widthwise.transfer.watching.records import Carried, Watch
-from widthwise.transfer.watching.telling import told
+from widthwise.transfer.watching.telling import told, told_all
 
 WATCH = Watch(
     schema="widthwise/bands/1",
@@ -156,8 +158,9 @@ def watched(tmp_path: Path) -> Path:
 def test_status_tells_the_alarms_of_a_run_in_progress_and_of_a_dead_one(
     capsys: pytest.CaptureFixture[str], watched: Path
 ) -> None:
-    alarms = [f"  {told(line)}" for line in lines(watched / "alarms.jsonl")]
-    assert [line.partition(":")[0] for line in alarms] == ["  alarm at step 10"] * 2
+    first, second = lines(watched / "alarms.jsonl")
+    assert (first["step"], second["step"], first["cause"]) == (10, 10, second["cause"])
+    alarms = [f"  {told(first)}", f"  {told(second).partition('likely cause')[0]}likely cause: as above"]
 
     def said() -> list[str]:
         with pytest.raises(SystemExit):
@@ -166,7 +169,18 @@ def test_status_tells_the_alarms_of_a_run_in_progress_and_of_a_dead_one(
 
     progress = "  640 of 1,280 tokens, validation loss 3.2500, 32 tokens/s, MFU 25.0%"
     with locked(watched):
-        assert said() == [f"{watched}: target, running", f"{progress}, 0 min left", *alarms]
+        assert said() == [f"{watched}: target, running", f"{progress}, 20 s left", *alarms]
+        write_json(
+            watched / PULSE,
+            Beat(started=1.0, workers=2, first_step=5, step=12, tokens_per_second=2.0).model_dump(),
+        )
+        write_json(watched / WAITING, {"room": 1, "fewest": 2})
+        assert said() == [
+            f"{watched}: target, running",
+            "  768 of 1,280 tokens, validation loss 3.2500, 2 tokens/s, MFU 25.0%, 2 workers, 4 min left",
+            "  waiting for nodes: the run needs 2 workers, and Ray has room for 1",
+            *alarms,
+        ]
     dead = [
         f"{watched}: target, interrupted",
         progress,
@@ -181,8 +195,8 @@ def test_the_report_says_the_alarms_and_draws_the_bands(watched: Path) -> None:
         page = report(watched).read_text()
     assert "in progress" in page
     assert "Some weights are not judged: of this and that." in page
-    for line in lines(watched / "alarms.jsonl"):
-        assert told(line).replace("'", "&#x27;") in page
+    for line in told_all(lines(watched / "alarms.jsonl")):
+        assert line.replace("'", "&#x27;") in page
     assert "target: loss and the proxies&#x27; band" in page.lower()
     assert "target: gain of matrix and the proxies&#x27; band" in page.lower()
     assert '"fill":"toself"' in page

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from widthwise.transfer import Recipe, cli
-from widthwise.transfer.watching import told
+from widthwise.transfer.watching.telling import told_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -59,12 +59,18 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
     assert step < 64
     *_, first = (line for line in said.splitlines() if line.startswith("widthwise: alarm"))
     assert "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25" in first
-    failed = f"widthwise: failed: the run stopped at step {step}; the checkpoint of step {step} is kept"
+    cause = "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25"
+    failed = (
+        f"widthwise: failed: an alarm stopped the run at step {step} ({cause}); the checkpoint of step {step} is "
+        "kept; go on with --resume --abort-on divergence"
+    )
     assert said.splitlines()[-1] == failed
+    again = launch("sp", "--rule", "sp", "--abort-on", "alarm", "--workers", 2, "--resume")
+    assert (again[0], again[2].splitlines()[-1]) == (1, failed)
     with pytest.raises(SystemExit):
         cli.main(["status", str(tmp_path / "sp")])
     shown = capsys.readouterr().out
-    assert all(f"  {told(alarm)}\n" in shown for alarm in result["alarms"])
+    assert all(f"  {line}\n" in shown for line in told_all(result["alarms"]))
 
     status, printed, said = launch("sp", "--rule", "sp", "--workers", 2, "--resume")
     assert status == 0, said
