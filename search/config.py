@@ -13,7 +13,7 @@ from widthwise.search.trackers import Tracker
 if TYPE_CHECKING:
     from widthwise.proxies.data import Tokens
 
-Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
+Sampler = Literal["tpe", "gp", "cmaes", "qmc", "grid", "random"]
 
 
 class SweepConfig(Record):
@@ -33,7 +33,7 @@ class SweepConfig(Record):
             a whole one where the cluster has any.
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
         sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
-            the space evenly), ``random``.
+            the space evenly), ``grid`` (a product of η, λ and forms of decay, `SearchSpace.grid`), ``random``.
         warm_start: settings that are tried before what the sampler proposes.
         patience: ends the proposals when so many in a row have not been better than the best; None never does.
         min_horizon: least horizon Σηλ; a proposal below it is not run. None allows any.
@@ -92,6 +92,19 @@ class SweepConfig(Record):
         if self.min_horizon is not None and self.min_horizon > longest:
             rule = f"must be <= {longest:.3g}, the horizon Σηλ at the space's largest η and λ"
             raise ValueError(f"min_horizon: {rule}, got {self.min_horizon:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_grid(self) -> "SweepConfig":
+        if self.sampler != "grid":
+            return self
+        for name in ("warm_start", "min_horizon"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: must not be given with sampler = 'grid', whose points are all run")
+        if (size := len(self.space.grid(self.trials))) != self.trials:
+            forms = len(self.space.decay)
+            rule = f"must fill a grid of η, λ and {forms} forms of decay, such as {max(size, forms)}"
+            raise ValueError(f"trials: {rule}, got {self.trials}")
         return self
 
     def open_data(self) -> "Tokens":

@@ -42,7 +42,9 @@ class Ledger(Books):
         self.config = config
         self._fitted_to = -1
         identity = config.model_dump(mode="json")
-        super().__init__(out, SWEEP, identity, may_change=_MAY_CHANGE, resume=resume, storage=storage)
+        # A grid of more points is another grid.
+        may_change = _MAY_CHANGE - ({"trials"} if config.sampler == "grid" else set())
+        super().__init__(out, SWEEP, identity, may_change=may_change, resume=resume, storage=storage)
         self.study.pruner = pruner(config)
 
     @property

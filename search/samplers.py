@@ -55,11 +55,17 @@ def _qmc(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
     return PartialFixedSampler(quasi_random(config, place), RandomSampler(seed=seed))
 
 
+def _grid(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    # Not Optuna's GridSampler: it stops the study by itself, and repeats AdamW for every c.
+    order = np.random.default_rng(config.seed).permutation(config.trials)
+    return PartialFixedSampler(config.space.grid(config.trials)[order[place]], RandomSampler(seed=seed))
+
+
 def _random(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-_SAMPLERS = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "qmc": _qmc, "random": _random}
+_SAMPLERS = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "qmc": _qmc, "grid": _grid, "random": _random}
 
 
 @contextmanager

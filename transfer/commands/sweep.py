@@ -48,8 +48,8 @@ class Sweep:
     """Tokens per optimizer step [2048]."""
     seed: Option[int] = None
     """Seed of everything random [0]."""
-    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
-    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random [tpe]."""
+    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "grid", "random"]] = None
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), grid, random [tpe]."""
     patience: Option[int] = None
     """End the proposals when so many in a row were not better than the best [never]."""
     min_horizon: Option[float] = None
