@@ -23,6 +23,7 @@ from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, difference
 from widthwise.search.folders import Layout, identify, opened, require_folder
+from widthwise.search.front import curve_of, loss_of
 from widthwise.search.storage import Storage
 
 # After so many failures in one session something is wrong that no further trial will cure.
@@ -172,7 +173,7 @@ class Books(ABC):
         elif status == "stopped":
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, math.inf if status == "diverged" else outcome["loss"])
+            self._tell(trial, math.inf if status == "diverged" else outcome["loss"])
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
@@ -198,12 +199,17 @@ class Books(ABC):
         lines = [json.dumps(record, allow_nan=False) for record in self.records()]
         write_atomic(self.out / self.layout.records, "".join(f"{line}\n" for line in lines))
 
+    def _tell(self, trial: Trial, loss: float) -> None:
+        self.study.tell(trial, loss)
+
     def _is_behind(self, trial: Trial, step: int) -> bool:
         return False
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
-        curve = sorted(trial.intermediate_values.items())
-        loss = trial.value if trial.value is not None or not curve else curve[-1][1]
+        curve = sorted(curve_of(trial).items())
+        loss = loss_of(trial)
+        if loss is None and curve:
+            loss = curve[-1][1]
         attributes = trial.user_attrs
         return {
             "number": trial.number,
