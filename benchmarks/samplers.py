@@ -83,6 +83,13 @@ def spent(folder: Path) -> int:
     return sum(one["tokens"] for one in records(folder))
 
 
+def is_fitted(folder: Path) -> bool:
+    """Return whether a sweep recommends the minimum of its quadratic."""
+    evidence = Recipe.load(folder / "recipe.json").evidence
+    assert evidence is not None
+    return bool(evidence["finalists"][0]["fitted"])
+
+
 def fitted(trials: Sequence[Record]) -> tuple[Fit, Record]:
     """Return the fit through the trials that completed, and the luckiest of them."""
     completed = [one for one in trials if one["status"] == "completed"]
@@ -98,13 +105,14 @@ def show_fits(out: Path) -> None:
 
 
 def judge(text: str, out: Path, results: Path) -> None:
-    """Train what every sweep recommends, and its luckiest trial, with seeds that no sweep has seen."""
+    """Train what every sweep recommends with seeds that none has seen; beside a fitted minimum its luckiest trial."""
     folders = sorted(out.glob("*-[0-9]"))
     points: dict[str, dict[str, Any]] = {}
     for folder in folders:
         best = Recipe.load(folder / "recipe.json").hyperparameters
         points[f"{folder.name}-recommended"] = best.model_dump(include=set(SEARCHED))
-        points[f"{folder.name}-luckiest"] = fitted(proposals(folder))[1]["hyperparameters"]
+        if is_fitted(folder):
+            points[f"{folder.name}-luckiest"] = fitted(proposals(folder))[1]["hyperparameters"]
     runs = [fresh_run(name, point, seed) for name, point in points.items() for seed in FRESH]
     outcomes = run_all(
         lambda _: runs,
@@ -116,7 +124,9 @@ def judge(text: str, out: Path, results: Path) -> None:
         show_progress=False,
     )
 
-    def loss(name: str) -> float:
+    def loss(name: str) -> float | None:
+        if name not in points:
+            return None
         losses = (outcomes[f"{name}-{seed}"].loss for seed in FRESH)
         return fmean(np.inf if one is None else one for one in losses)
 
@@ -126,7 +136,7 @@ def judge(text: str, out: Path, results: Path) -> None:
             "seed": int(folder.name[-1]),
             "tokens": spent(folder),
             "point": points[f"{folder.name}-recommended"],
-            "fitted": any(one["fitted"] for one in records(folder)),
+            "fitted": is_fitted(folder),
             "recommended": loss(f"{folder.name}-recommended"),
             "luckiest": loss(f"{folder.name}-luckiest"),
         }

@@ -58,7 +58,8 @@ class SweepFolder:
     def whole(self) -> list[TrialLine]:
         """The proposals of the longest horizon: all, where it is not searched."""
         longest = max((trial.horizon or 0 for trial in self.proposals), default=0)
-        return [trial for trial in self.proposals if (trial.horizon or 0) == longest]
+        # What says nothing of it is of a sweep that has only one, or never began.
+        return [trial for trial in self.proposals if trial.horizon in (None, longest)]
 
     @property
     def front(self) -> list[dict[str, Any]]:
