@@ -1,9 +1,9 @@
 """What samplers, stopping and the fitted minimum are worth, on real sweeps of a small proxy.
 
     python benchmarks/samplers.py sweep TEXT OUT [WAY…]  # sweeps by WAYS over SEEDS, resumable, a folder each
-    python benchmarks/samplers.py fit OUT                # the fitted minimum of each, and its luckiest trial
-    python benchmarks/samplers.py judge TEXT OUT         # both trained with fresh seeds
-    python benchmarks/samplers.py replay OUT             # ASHA by other rules, on the curves of what nothing stopped
+    python benchmarks/samplers.py judge TEXT OUT RESULTS  # what each recommends, trained with fresh seeds; a plot
+    python benchmarks/samplers.py fit OUT  # the fitted minimum of each, and its luckiest trial
+    python benchmarks/samplers.py replay OUT  # ASHA by other rules, on the curves of what nothing stopped
 
 Results: docs/results/search/samplers.md.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from widthwise.proxies import GPTConfig, Horizon
@@ -24,17 +25,25 @@ from widthwise.proxies.runs import RunSpec, base_settings
 from widthwise.search import SweepConfig, sweep
 from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.grid import Placement, Run, run_all
+from widthwise.transfer import Recipe
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
 MODEL = GPTConfig(width=32, context=64)
 HORIZON = Horizon(batch_tokens=1024, tokens=1024 * 150)
 SEEDS, FRESH = range(5), (900_001, 900_002, 900_003)
 WAYS: dict[str, dict[str, Any]] = {
-    "random": {"sampler": "random", "prune": False},
-    "tpe": {"sampler": "tpe", "prune": False},
-    "tpe-asha": {"sampler": "tpe", "prune": True},
+    "grid": {"sampler": "grid", "trials": 24, "prune": False},
+    "random": {"sampler": "random", "trials": 24, "prune": False},
+    "tpe": {"sampler": "tpe", "trials": 24, "prune": False},
+    "tpe-asha": {"sampler": "tpe", "trials": 24, "prune": True},
+    # About as many tokens as the others take, which nothing stops.
+    "tpe-asha-34": {"sampler": "tpe", "trials": 34, "prune": True},
 }
 # Orders in which the trials of a sweep are replayed.
 ORDERS = 20
+SEARCHED = ("lr", "weight_decay", "decay", "huber_c")
 
 Record = Mapping[str, Any]
 
@@ -45,7 +54,6 @@ def run_sweeps(text: str, out: Path, ways: Sequence[str]) -> None:
             model=MODEL,
             horizon=HORIZON,
             data=text,
-            trials=24,
             finalists=2,
             seeds=2,
             seed=1000 * seed,
@@ -58,13 +66,28 @@ def run_sweeps(text: str, out: Path, ways: Sequence[str]) -> None:
         result = sweep(config, folder, resume=(folder / "study.db").exists(), show_progress=False)
         if not result.finished:
             sys.exit(130)
-        tokens = sum(record["tokens"] for record in result.records)
-        print(f"{way} {seed}: {result.best.score:.4f} nats, {tokens:,} tokens", flush=True)
+        Recipe.from_sweep(result).save(folder / "recipe.json")
+        print(f"{way} {seed}: {result.best.score:.4f} nats, {spent(folder):,} tokens", flush=True)
+
+
+def records(folder: Path) -> list[Record]:
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
 
 
 def proposals(folder: Path) -> list[Record]:
-    records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    return [one for one in records if one["confirms"] is None and not one.get("fitted")]
+    return [one for one in records(folder) if one["confirms"] is None and not one["fitted"]]
+
+
+def spent(folder: Path) -> int:
+    """Return the tokens that a sweep trained on, confirmations included."""
+    return sum(one["tokens"] for one in records(folder))
+
+
+def is_fitted(folder: Path) -> bool:
+    """Return whether a sweep recommends the minimum of its quadratic."""
+    evidence = Recipe.load(folder / "recipe.json").evidence
+    assert evidence is not None
+    return bool(evidence["finalists"][0]["fitted"])
 
 
 def fitted(trials: Sequence[Record]) -> tuple[Fit, Record]:
@@ -81,13 +104,15 @@ def show_fits(out: Path) -> None:
         print(folder.name, fit.trials, found, "luckiest:", luckiest["hyperparameters"], luckiest["loss"])
 
 
-def judge(text: str, out: Path) -> None:
+def judge(text: str, out: Path, results: Path) -> None:
+    """Train what every sweep recommends with seeds that none has seen; beside a fitted minimum its luckiest trial."""
+    folders = sorted(out.glob("*-[0-9]"))
     points: dict[str, dict[str, Any]] = {}
-    for folder in sorted(out.glob("*-[0-9]")):
-        fit, luckiest = fitted(proposals(folder))
-        if fit.problem is None:
-            points[f"{folder.name}-luckiest"] = luckiest["hyperparameters"]
-            points[f"{folder.name}-fitted"] = fit.parameters()
+    for folder in folders:
+        best = Recipe.load(folder / "recipe.json").hyperparameters
+        points[f"{folder.name}-recommended"] = best.model_dump(include=set(SEARCHED))
+        if is_fitted(folder):
+            points[f"{folder.name}-luckiest"] = fitted(proposals(folder))[1]["hyperparameters"]
     runs = [fresh_run(name, point, seed) for name, point in points.items() for seed in FRESH]
     outcomes = run_all(
         lambda _: runs,
@@ -98,9 +123,52 @@ def judge(text: str, out: Path) -> None:
         placement=Placement(concurrency=2),
         show_progress=False,
     )
-    for name in points:
-        losses = [outcomes[f"{name}-{seed}"].loss for seed in FRESH]
-        print(name, losses, fmean(loss if loss is not None else np.inf for loss in losses))
+
+    def loss(name: str) -> float | None:
+        if name not in points:
+            return None
+        losses = (outcomes[f"{name}-{seed}"].loss for seed in FRESH)
+        return fmean(np.inf if one is None else one for one in losses)
+
+    judged = [
+        {
+            "way": folder.name[:-2],
+            "seed": int(folder.name[-1]),
+            "tokens": spent(folder),
+            "point": points[f"{folder.name}-recommended"],
+            "fitted": is_fitted(folder),
+            "recommended": loss(f"{folder.name}-recommended"),
+            "luckiest": loss(f"{folder.name}-luckiest"),
+        }
+        for folder in folders
+    ]
+    (results / "samplers.json").write_text(json.dumps(judged, indent=1) + "\n")
+    plot(judged, results / "samplers.png")
+
+
+def plot(judged: Sequence[Record], path: Path) -> None:
+    """Draw the loss of what was recommended over the tokens spent: a dot per sweep, a cross per way's mean."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for way in (way for way in WAYS if any(one["way"] == way for one in judged)):
+        of = [one for one in judged if one["way"] == way]
+        tokens, losses = [one["tokens"] / 1e6 for one in of], [one["recommended"] for one in of]
+        dots = axes.scatter(tokens, losses, s=18, alpha=0.6)
+        error = np.std(losses, ddof=1) / np.sqrt(len(losses))
+        axes.errorbar(
+            fmean(tokens),
+            fmean(losses),
+            yerr=error,
+            color=dots.get_facecolor()[0][:3],
+            marker="x",
+            markersize=9,
+            capsize=3,
+            label=f"{way}: {fmean(losses):.4f} ± {error:.4f}",
+        )
+    axes.set_xlabel("tokens of the whole sweep, millions")
+    axes.set_ylabel("validation loss of the recommended point,\nthree fresh seeds, nats per byte")
+    axes.legend(title="mean over sweeps ± standard error")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def fresh_run(name: str, point: dict[str, Any], seed: int) -> Run:
@@ -187,8 +255,8 @@ def main() -> None:
             run_sweeps(text, Path(out), ways or list(WAYS))
         case ["fit", out]:
             show_fits(Path(out))
-        case ["judge", text, out]:
-            judge(text, Path(out))
+        case ["judge", text, out, results]:
+            judge(text, Path(out), Path(results))
         case ["replay", out]:
             show_replays(Path(out))
         case _:

@@ -23,6 +23,7 @@ from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, difference
 from widthwise.search.folders import Layout, identify, opened, require_folder
+from widthwise.search.front import curve_of, loss_of
 from widthwise.search.storage import Storage
 
 # After so many failures in one session something is wrong that no further trial will cure.
@@ -90,9 +91,9 @@ class Books(ABC):
         self.out, self.layout = out, layout
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
-        # Steps that the live trials have reported, and the trials as they were read after the last change: nobody else
-        # writes them, and a database takes its time for every answer.
-        self._reported: dict[int, set[int]] = {}
+        # What the live trials have reported, and the trials as they were read after the last change: nobody else writes
+        # them, and a database takes its time for every answer.
+        self._curves: dict[int, dict[int, float]] = {}
         self._read: list[FrozenTrial] | None = None
         require_folder(out, layout, resume=resume, storage=storage)
         self._lock = ExitStack()
@@ -156,18 +157,18 @@ class Books(ABC):
 
     def report(self, number: int, step: int, loss: float) -> bool:
         """Record an intermediate loss; return whether the trial should stop, being behind the others."""
-        trial, known = self.live[number], self._reported[number]
-        if not math.isfinite(loss) or step in known:
+        trial, curve = self.live[number], self._curves[number]
+        if not math.isfinite(loss) or step in curve:
             return False
-        trial.report(loss, step)
-        known.add(step)
+        curve[step] = loss
+        self._keep(trial, step, loss)
         self._read = None
         return self._is_behind(trial, step)
 
     def finish(self, number: int, status: Status, outcome: Mapping[str, Any]) -> None:
         """Close a trial and remove its checkpoint: pruned if stopped, infinitely bad if diverged, or failed."""
         trial = self.live.pop(number)
-        del self._reported[number]
+        del self._curves[number]
         trial.set_user_attr("status", status)
         for name in ("tokens", "seconds", "error", "measured"):
             if name in outcome:
@@ -178,7 +179,7 @@ class Books(ABC):
         elif status == "stopped":
             self._tell(trial, state=TrialState.PRUNED)
         else:
-            self._tell(trial, math.inf if status == "diverged" else outcome["loss"])
+            self._tell(trial, loss=math.inf if status == "diverged" else outcome["loss"])
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
@@ -200,12 +201,22 @@ class Books(ABC):
         lines = [json.dumps(record, allow_nan=False) for record in self.records()]
         write_atomic(self.out / self.layout.records, "".join(f"{line}\n" for line in lines))
 
+    def _keep(self, trial: Trial, step: int, loss: float) -> None:
+        """Store an intermediate loss."""
+        trial.report(loss, step)
+
+    def _values(self, trial: Trial, loss: float) -> tuple[float, ...]:
+        """Return what the study is told of a trial that ended with `loss`."""
+        return (loss,)
+
     def _is_behind(self, trial: Trial, step: int) -> bool:
         return False
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
-        curve = sorted(trial.intermediate_values.items())
-        loss = trial.value if trial.value is not None or not curve else curve[-1][1]
+        curve = sorted(curve_of(trial).items())
+        loss = loss_of(trial)
+        if loss is None and curve:
+            loss = curve[-1][1]
         attributes = trial.user_attrs
         return {
             "number": trial.number,
@@ -237,11 +248,11 @@ class Books(ABC):
     def _ask(self) -> Trial:
         trial = self.study.ask()
         self._read = None
-        self.live[trial.number], self._reported[trial.number] = trial, set()
+        self.live[trial.number], self._curves[trial.number] = trial, {}
         return trial
 
-    def _tell(self, trial: Trial, value: float | None = None, state: TrialState | None = None) -> None:
-        self.study.tell(trial, value, state)
+    def _tell(self, trial: Trial, *, loss: float | None = None, state: TrialState | None = None) -> None:
+        self.study.tell(trial, None if loss is None else self._values(trial, loss), state)
         self._read = None
 
     def _enqueue(self, parameters: dict[str, Any], attributes: dict[str, Any]) -> None:
@@ -252,5 +263,5 @@ class Books(ABC):
         """Take over a trial that a dead process left running."""
         frozen = self._trials()[number]
         self.live[number] = Trial(self.study, frozen._trial_id)
-        self._reported[number] = set(frozen.intermediate_values)
+        self._curves[number] = dict(curve_of(frozen))
         return self.live[number]

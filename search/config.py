@@ -13,7 +13,7 @@ from widthwise.search.trackers import Tracker
 if TYPE_CHECKING:
     from widthwise.proxies.data import Tokens
 
-Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random"]
+Sampler = Literal["tpe", "gp", "cmaes", "qmc", "grid", "random"]
 
 
 class SweepConfig(Record):
@@ -33,9 +33,11 @@ class SweepConfig(Record):
             a whole one where the cluster has any.
         betas, eps, threshold, corrected, clip_norm: the optimizer's settings that are not searched.
         sampler: who proposes: ``tpe``, ``gp`` (a Gaussian process), ``cmaes``, ``qmc`` (quasi-random, which covers
-            the space evenly), ``random``.
+            the space evenly), ``grid`` (a product of η, λ and forms of decay, `SearchSpace.grid`), ``random``.
         warm_start: settings that are tried before what the sampler proposes.
         patience: ends the proposals when so many in a row have not been better than the best; None never does.
+        min_tokens: fewest tokens of a trial: searches the horizon too, in halvings, for the least loss and the fewest
+            tokens at once (`widthwise.search.front`). No trial is stopped then. None trains all for the whole horizon.
         min_horizon: least horizon Σηλ; a proposal below it is not run. None allows any.
         prune: whether ASHA stops trials that fall behind, once three of their form of decay have completed.
         grace: share of its steps that a trial has before it can be stopped; measured, as the number of trials of
@@ -63,6 +65,7 @@ class SweepConfig(Record):
     sampler: Sampler = "tpe"
     warm_start: tuple[Point, ...] = ()
     patience: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=1)
     min_horizon: float | None = Field(None, gt=0)
     prune: bool = True
     grace: float = Field(1 / 3, gt=0, le=1)
@@ -93,6 +96,48 @@ class SweepConfig(Record):
             rule = f"must be <= {longest:.3g}, the horizon Σηλ at the space's largest η and λ"
             raise ValueError(f"min_horizon: {rule}, got {self.min_horizon:g}")
         return self
+
+    @model_validator(mode="after")
+    def _whole_grid(self) -> "SweepConfig":
+        if self.sampler != "grid":
+            return self
+        for name in ("warm_start", "min_horizon"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: must not be given with sampler = 'grid', whose points are all run")
+        if (size := len(self.space.grid(self.trials))) != self.trials:
+            forms = len(self.space.decay)
+            rule = f"must fill a grid of η, λ and {forms} forms of decay, such as {max(size, forms)}"
+            raise ValueError(f"trials: {rule}, got {self.trials}")
+        return self
+
+    @model_validator(mode="after")
+    def _two_objectives(self) -> "SweepConfig":
+        if self.min_tokens is None:
+            return self
+        most, least = self.horizon.tokens // 2, self.horizon.batch_tokens
+        if not least <= self.min_tokens <= most:
+            rule = f"must be >= batch_tokens = {least} and <= {most}, half of horizon.tokens"
+            raise ValueError(f"min_tokens: {rule}, got {self.min_tokens}")
+        if self.sampler in ("cmaes", "grid"):
+            raise ValueError(
+                f"sampler: must be 'tpe', 'gp', 'qmc' or 'random' with min_tokens, got {self.sampler!r}"
+            )
+        if self.patience is not None:
+            raise ValueError("patience: must not be given with min_tokens, as there is no one best trial")
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """How many times the horizon may be halved."""
+        return 0 if self.min_tokens is None else (self.horizon.tokens // self.min_tokens).bit_length() - 1
+
+    def halved(self, times: int) -> "SweepConfig":
+        """Return the sweep with its horizon halved so many times, rounded up to whole steps."""
+        if not times:
+            return self
+        steps = -(-self.horizon.steps // 2**times)
+        shorter = self.horizon.model_copy(update={"tokens": steps * self.horizon.batch_tokens})
+        return self.model_copy(update={"horizon": shorter})
 
     def open_data(self) -> "Tokens":
         """Open the data; a ConfigError says where there are none, too few, or tokens beyond the vocabulary."""

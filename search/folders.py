@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 
 from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
@@ -25,6 +26,7 @@ class Layout:
         records: a line of JSON per finished trial.
         folder: holds a folder per unfinished trial.
         foreign: files that must not be there before the study is, and what they say that the folder holds.
+        objectives: of the study, each to be minimised.
     """
 
     what: str
@@ -32,6 +34,7 @@ class Layout:
     records: str
     folder: str
     foreign: Mapping[str, str] = field(default_factory=dict)
+    objectives: int = 1
 
     @property
     def database(self) -> str:
@@ -104,7 +107,7 @@ def opened(
     if place is None:
         yield _loaded(out, layout) if resume else _created(out, layout, identity)
         return
-    with server.writing(place, resume=resume) as study:
+    with server.writing(place, resume=resume, objectives=layout.objectives) as study:
         if resume:
             _require_readable(study, layout, str(place))
         write_study_file(out / layout.place, place)
@@ -143,7 +146,8 @@ def _created(out: Path, layout: Layout, identity: Mapping[str, Any]) -> optuna.S
     path, unfinished = out / layout.database, out / f".{layout.database}"
     unfinished.unlink(missing_ok=True)
     storage = optuna.storages.RDBStorage(sqlite_url(unfinished))
-    study = optuna.create_study(storage=storage, study_name=STUDY, direction="minimize")
+    directions = [StudyDirection.MINIMIZE] * layout.objectives
+    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
     identify(study, layout, identity)
     storage.engine.dispose()
     unfinished.replace(path)

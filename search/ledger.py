@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ class Ledger(Books):
         self.config = config
         self._fitted_to = -1
         identity = config.model_dump(mode="json")
-        super().__init__(out, SWEEP, identity, may_change=_MAY_CHANGE, resume=resume, storage=storage)
+        # A grid of more points is another grid.
+        may_change = _MAY_CHANGE - ({"trials"} if config.sampler == "grid" else set())
+        layout = replace(SWEEP, objectives=1 if config.min_tokens is None else 2)
+        super().__init__(out, layout, identity, may_change=may_change, resume=resume, storage=storage)
         self.study.pruner = pruner(config)
 
     @property
@@ -63,7 +67,8 @@ class Ledger(Books):
         hyperparameters = self.hyperparameters(trial)
         # What a target run is watched by is measured where the settings are the ones to be recommended.
         diagnostics = bool(trial.user_attrs.keys() & _NOT_PROPOSED)
-        return self._run(trial_name(trial.number), hyperparameters, self.seed(trial), diagnostics=diagnostics)
+        name, spec = trial_name(trial.number), trial_spec(self._config(trial), hyperparameters)
+        return self._run(name, spec, self.seed(trial), diagnostics=diagnostics)
 
     def sample(self) -> Run:
         """Return a run with diagnostics: they take memory, the settings make no difference to it."""
@@ -74,17 +79,24 @@ class Ledger(Books):
             "huber_c": space.huber_c[0],
         }
         hyperparameters = Hyperparameters(**tuned, decay=space.decay[0], **self._fixed())
-        return self._run("sample", hyperparameters, self.config.seed, diagnostics=True)
+        return self._run(
+            "sample", trial_spec(self.config, hyperparameters), self.config.seed, diagnostics=True
+        )
 
-    def _run(
-        self, key: str, hyperparameters: Hyperparameters, seed: int, *, diagnostics: bool = False
-    ) -> Run:
+    def _run(self, key: str, spec: RunSpec, seed: int, *, diagnostics: bool) -> Run:
         options = {
             "evaluations": self.config.evaluations,
             "validation_batches": self.config.validation_batches,
             "diagnostics": diagnostics,
         }
-        return Run(key=key, spec=trial_spec(self.config, hyperparameters), seed=seed, options=options)
+        return Run(key=key, spec=spec, seed=seed, options=options)
+
+    def _config(self, trial: Trial | FrozenTrial) -> SweepConfig:
+        """Return the sweep with the horizon of `trial`, drawing it where it is not drawn yet."""
+        if not self.config.halvings:
+            return self.config
+        with drawing():
+            return self.config.halved(trial.suggest_int("halvings", 0, self.config.halvings))
 
     def hyperparameters(self, trial: Trial | FrozenTrial) -> Hyperparameters:
         """Return the settings that `trial` tries, drawing those not drawn yet."""
@@ -154,7 +166,8 @@ class Ledger(Books):
             if seed not in {self.seed(other) for other in self.confirmations(trial.number)}
         ]
         if fitted is None and fit.problem is None:
-            missing.insert(0, (fit.parameters(), {"fitted": len(self._scored())}))
+            whole = {"halvings": 0} if self.config.halvings else {}
+            missing.insert(0, (fit.parameters() | whole, {"fitted": len(self._scored())}))
         return missing
 
     def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
@@ -163,9 +176,22 @@ class Ledger(Books):
             raise ConfigError(f"trials: must be >= {done}, which {self.out} holds, got {trials}")
         super()._agree(identity, may_change)
 
+    def _keep(self, trial: Trial, step: int, loss: float) -> None:
+        if self.layout.objectives == 1:
+            super()._keep(trial, step, loss)
+        else:
+            # Optuna has neither reports nor pruning where there are two objectives.
+            trial.set_user_attr("curve", list(self._curves[trial.number].items()))
+
+    def _values(self, trial: Trial, loss: float) -> tuple[float, ...]:
+        if self.layout.objectives == 1:
+            return (loss,)
+        return (loss, math.log2(self._config(trial).horizon.tokens))
+
     def _is_behind(self, trial: Trial, step: int) -> bool:
         if (
             not self.config.prune
+            or self.layout.objectives > 1
             or step >= self.config.horizon.steps
             or trial.user_attrs.keys() & _NOT_PROPOSED
         ):
@@ -183,9 +209,9 @@ class Ledger(Books):
         return [trial for trial in self._trials() if not trial.user_attrs.keys() & _NOT_PROPOSED]
 
     def _scored(self) -> list[FrozenTrial]:
-        """Return the proposals that completed with a finite loss, best first."""
-        complete = [trial for trial in self._main() if trial.state == TrialState.COMPLETE]
-        scored = [(t.value, t.number, t) for t in complete if t.value is not None and math.isfinite(t.value)]
+        """Return the proposals that completed the whole horizon with a finite loss, best first."""
+        complete = [t for t in self._main() if t.state == TrialState.COMPLETE and not _halvings(t)]
+        scored = [(t.values[0], t.number, t) for t in complete if math.isfinite(t.values[0])]
         return [trial for _, _, trial in sorted(scored)]
 
     def _has_proposed(self) -> bool:
@@ -222,11 +248,11 @@ class Ledger(Books):
     def _refuses(self, trial: Trial) -> bool:
         """Return whether `trial` is too short to be run; the sampler is told that it is infinitely bad."""
         tried = self.hyperparameters(trial)
-        if not self.config.is_too_short(tried.lr, tried.weight_decay):
+        if not self._config(trial).is_too_short(tried.lr, tried.weight_decay):
             return False
-        del self.live[trial.number], self._reported[trial.number]
+        del self.live[trial.number], self._curves[trial.number]
         trial.set_user_attr("status", "refused")
-        self._tell(trial, math.inf)
+        self._tell(trial, loss=math.inf)
         return True
 
     def _place(self, before: int | None = None) -> int:
@@ -242,6 +268,7 @@ class Ledger(Books):
             "seed": self.seed(trial),
             "confirms": trial.user_attrs.get("confirms"),
             "fitted": "fitted" in trial.user_attrs,
+            "horizon": self.config.halved(_halvings(trial)).horizon.tokens,
             **super()._record(trial),
         }
 
@@ -259,7 +286,12 @@ def trial_spec(config: SweepConfig, hyperparameters: Hyperparameters) -> RunSpec
 
 
 def _tried(trial: FrozenTrial) -> Tried:
-    return Tried(loss=trial.values[0], **trial.params)
+    tried = {name: value for name, value in trial.params.items() if name != "halvings"}
+    return Tried(loss=trial.values[0], **tried)
+
+
+def _halvings(trial: FrozenTrial) -> int:
+    return int(trial.params.get("halvings", 0))
 
 
 def _is_refused(trial: FrozenTrial) -> bool:

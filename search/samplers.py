@@ -31,9 +31,19 @@ def sampler(config: "SweepConfig", place: int) -> BaseSampler:
     # Optuna marks `group`, fixed parameters and its Gaussian process as experimental.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        if place < len(config.warm_start):
-            return PartialFixedSampler(config.warm_start[place].parameters(), RandomSampler(seed=seed))
+        if fixed := _fixed(config, place):
+            return PartialFixedSampler(fixed, RandomSampler(seed=seed))
         return _SAMPLERS[config.sampler](config, place, seed)
+
+
+def _fixed(config: "SweepConfig", place: int) -> dict[str, Any]:
+    """Return what of a proposal is no sampler's choice."""
+    if place < len(config.warm_start):
+        return config.warm_start[place].parameters() | ({"halvings": 0} if config.halvings else {})
+    if config.halvings and config.sampler != "qmc" and place < startup_trials(config):
+        # All horizons in turn, the whole one first: some trial must have it.
+        return {"halvings": place % (config.halvings + 1)}
+    return {}
 
 
 def _tpe(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
@@ -55,11 +65,17 @@ def _qmc(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
     return PartialFixedSampler(quasi_random(config, place), RandomSampler(seed=seed))
 
 
+def _grid(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
+    # Not Optuna's GridSampler: it stops the study by itself, and repeats AdamW for every c.
+    order = np.random.default_rng(config.seed).permutation(config.trials)
+    return PartialFixedSampler(config.space.grid(config.trials)[order[place]], RandomSampler(seed=seed))
+
+
 def _random(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-_SAMPLERS = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "qmc": _qmc, "random": _random}
+_SAMPLERS = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "qmc": _qmc, "grid": _grid, "random": _random}
 
 
 @contextmanager
@@ -83,15 +99,17 @@ def quasi_random(config: "SweepConfig", place: int) -> dict[str, Any]:
     from scipy.stats.qmc import Sobol
 
     space = config.space
-    engine = Sobol(d=4, scramble=True, rng=config.seed)
+    engine = Sobol(d=5 if config.halvings else 4, scramble=True, rng=config.seed)
     if place:
         engine.fast_forward(place)
     [unit] = engine.random(1)
     ranges = {"lr": space.lr, "weight_decay": space.weight_decay, "huber_c": space.huber_c}
-    point = {
+    point: dict[str, Any] = {
         name: float(np.clip(low * (high / low) ** share, low, high))
         for (name, (low, high)), share in zip(ranges.items(), unit, strict=False)
     }
+    if config.halvings:
+        point["halvings"] = int(unit[4] * (config.halvings + 1))
     return {**point, "decay": space.decay[int(unit[3] * len(space.decay))]}
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage, _CachedStorage
+from optuna.study import StudyDirection
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -53,7 +54,7 @@ class Taken(Exception):
 
 
 @contextmanager
-def writing(storage: Storage, *, resume: bool) -> Iterator[optuna.Study]:
+def writing(storage: Storage, *, resume: bool, objectives: int = 1) -> Iterator[optuna.Study]:
     """Create a study, or open it with `resume`, such that no other process can meanwhile.
 
     Raises:
@@ -71,7 +72,7 @@ def writing(storage: Storage, *, resume: bool) -> Iterator[optuna.Study]:
         raise _unopened(storage, error) from error
     try:
         shared = _CachedStorage(cast(RDBStorage, _Again(backend, storage)))
-        study = _loaded(shared, storage) if resume else _created(shared, storage)
+        study = _loaded(shared, storage) if resume else _created(shared, storage, objectives)
         holder.claim(study)
         yield study
     finally:
@@ -237,9 +238,10 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(cause, Taken | OperationalError | InterfaceError | PendingRollbackError)
 
 
-def _created(storage: Any, place: Storage) -> optuna.Study:
+def _created(storage: Any, place: Storage, objectives: int) -> optuna.Study:
+    directions = [StudyDirection.MINIMIZE] * objectives
     try:
-        return optuna.create_study(storage=storage, study_name=place.study_name, direction="minimize")
+        return optuna.create_study(storage=storage, study_name=place.study_name, directions=directions)
     except DuplicatedStudyError:
         rule = "must be new, or be gone on with in its folder by --resume"
         raise ConfigError(f"study_name: {rule}, but {place} holds a study {place.study_name!r}") from None

@@ -1,7 +1,10 @@
 """The search space: learning rate, weight decay and the Huber coefficient, with plain AdamW as an arm of its own."""
 
+import math
+from itertools import product
 from typing import Any, Self
 
+import numpy as np
 from optuna.trial import BaseTrial
 from pydantic import Field, model_validator
 
@@ -63,6 +66,23 @@ class SearchSpace(Record):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: must be in the space's range [{low:g}, {high:g}], got {value:g}")
 
+    def grid(self, trials: int) -> list[dict[str, Any]]:
+        """Return the largest grid of at most `trials` points, as `suggest` draws them: η × λ × forms of decay.
+
+        η and λ have as many values as each other, or η has one more, from one end of their ranges to the other, evenly
+        in the logarithm. Where the decay has a c, it is the middle of its range.
+        """
+        counts = _sides(
+            trials // len(self.decay), free=[low < high for low, high in (self.lr, self.weight_decay)]
+        )
+        axes = _values(self.lr, counts[0]), _values(self.weight_decay, counts[1])
+        [middle] = _values(self.huber_c, 1)
+        return [
+            {"lr": lr, "weight_decay": weight_decay, "decay": decay}
+            | ({"huber_c": middle} if has_c(decay) else {})
+            for lr, weight_decay, decay in product(*axes, self.decay)
+        ]
+
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Draw ``lr``, ``weight_decay``, ``decay`` and ``huber_c`` (None where the decay has none)."""
         drawn: dict[str, Any] = {
@@ -71,6 +91,25 @@ class SearchSpace(Record):
             "decay": trial.suggest_categorical("decay", self.decay),
             "huber_c": None,
         }
-        if drawn["decay"].startswith("huber"):
+        if has_c(drawn["decay"]):
             drawn["huber_c"] = trial.suggest_float("huber_c", *self.huber_c, log=True)
         return drawn
+
+
+def has_c(decay: Decay) -> bool:
+    """Return whether a form of decay has a Huber coefficient."""
+    return decay.startswith("huber")
+
+
+def _values(ends: Range, count: int) -> list[float]:
+    """Return values from end to end, evenly in the logarithm; of one value the middle."""
+    return [math.sqrt(math.prod(ends))] if count == 1 else np.geomspace(*ends, count).tolist()
+
+
+def _sides(cells: int, free: list[bool]) -> tuple[int, int]:
+    """Return the numbers of values of two axes, of which those that are not free have one; at most `cells` in all."""
+    if all(free):
+        side = math.isqrt(cells)
+        return side + (side * (side + 1) <= cells), side
+    first, second = (cells if one else 1 for one in free)
+    return first, second

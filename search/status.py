@@ -13,6 +13,7 @@ from widthwise.proxies.outcome import finite
 from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
 from widthwise.search.folders import STUDY
+from widthwise.search.front import curve_of, front, loss_of
 from widthwise.search.names import STUDIES
 from widthwise.search.storage import Storage, read_study_file, sqlite_url
 
@@ -27,7 +28,8 @@ def study_status(folder: Path, storage: Storage | None = None) -> dict[str, Any]
 
     ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of trials by status,
     ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
-    what it tried), ``running`` (trial, step and loss of its last evaluation) and ``errors`` (the latest, a line each).
+    what it tried), ``front`` (of a sweep that searches its horizon: the same of the trials that no other beats with as
+    few tokens), ``running`` (trial, step and loss of its last evaluation) and ``errors`` (the latest, a line each).
 
     Raises:
         ConfigError: the study cannot be read.
@@ -64,6 +66,7 @@ def _status(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
         "tokens": sum(trial.user_attrs.get("tokens", 0) for trial in ended),
         "seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in ended), 1),
         "best": _best(ended),
+        "front": _front(study, ended),
         "running": [_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
         "errors": _errors(ended),
     }
@@ -85,12 +88,41 @@ def _best(ended: Sequence[FrozenTrial]) -> dict[str, Any] | None:
     if not completed:
         return None
     best = min(completed, key=lambda one: one.values[0])
-    return {"trial": _name(best), "loss": best.values[0], **best.params}
+    return {"trial": _name(best), "loss": best.values[0], **_tried(best)}
+
+
+def _front(study: optuna.Study, ended: Sequence[FrozenTrial]) -> list[dict[str, Any]] | None:
+    if len(study.directions) == 1:
+        return None
+    records = [
+        {
+            "status": trial.user_attrs.get("status"),
+            "confirms": trial.user_attrs.get("confirms"),
+            "fitted": "fitted" in trial.user_attrs,
+            "number": trial.number,
+            "loss": loss_of(trial),
+            "tokens": trial.user_attrs.get("tokens", 0),
+            "hyperparameters": _tried(trial),
+        }
+        for trial in ended
+    ]
+    return [
+        {"trial": str(one["number"]), "loss": one["loss"], **one["hyperparameters"]} for one in front(records)
+    ]
+
+
+def _tried(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a trial tried: its settings, and its tokens where the horizon is searched."""
+    if "halvings" not in trial.params:
+        return trial.params
+    settings = {name: value for name, value in trial.params.items() if name != "halvings"}
+    return {"tokens": trial.user_attrs.get("tokens", 0), **settings}
 
 
 def _running(trial: FrozenTrial) -> dict[str, Any]:
-    step = trial.last_step
-    loss = None if step is None else finite(trial.intermediate_values[step])
+    curve = curve_of(trial)
+    step = max(curve, default=None)
+    loss = None if step is None else finite(curve[step])
     return {"trial": _name(trial), "step": step, "loss": loss}
 
 

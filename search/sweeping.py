@@ -19,6 +19,7 @@ from widthwise.search.config import SweepConfig
 from widthwise.search.executing import Placement, execute
 from widthwise.search.fitting import Fit
 from widthwise.search.folders import nothing_left
+from widthwise.search.front import front, loss_of
 from widthwise.search.ledger import Ledger
 from widthwise.search.progress import say
 from widthwise.search.storage import Storage
@@ -129,8 +130,25 @@ class SweepResult:
     @property
     def luckiest(self) -> int | None:
         """Number of the proposal with the lowest loss."""
-        proposed = [one for one in self.records if one["status"] == "completed" and _is_proposed(one)]
-        return min(proposed, key=lambda one: one["loss"])["number"] if proposed else None
+        return min(self._completed, key=lambda one: one["loss"])["number"] if self._completed else None
+
+    @property
+    def _completed(self) -> list[dict[str, Any]]:
+        """The proposals that completed the whole horizon."""
+        whole = self.config.horizon.tokens
+        return [
+            one
+            for one in self.records
+            if one["status"] == "completed"
+            and one["confirms"] is None
+            and not one["fitted"]
+            and one["horizon"] == whole
+        ]
+
+    @property
+    def front(self) -> list[dict[str, Any]] | None:
+        """The least loss against the tokens it takes, `widthwise.search.front.front`; None for a loss alone."""
+        return None if self.config.min_tokens is None else front(self.records)
 
     @property
     def best_by_decay(self) -> dict[str, float | None]:
@@ -138,12 +156,10 @@ class SweepResult:
 
         A gain of Huber's is one over AdamW (``l2``) at AdamW's own best λ, not over Huber's λ without Huber.
         """
-        completed = [
-            record for record in self.records if record["status"] == "completed" and _is_proposed(record)
-        ]
         return {
             decay: min(
-                (one["loss"] for one in completed if one["hyperparameters"]["decay"] == decay), default=None
+                (one["loss"] for one in self._completed if one["hyperparameters"]["decay"] == decay),
+                default=None,
             )
             for decay in self.config.space.decay
         }
@@ -244,7 +260,8 @@ def _finalists(ledger: Ledger) -> list[Finalist]:
     candidates = [*ledger.finalists(), *([fitted] if fitted and fitted.state.is_finished() else [])]
     finalists = [_finalist(ledger, trial, trial is fitted) for trial in candidates]
     if ledger.is_finished() and not any(math.isfinite(finalist.mean) for finalist in finalists):
-        raise RunError("no trial completed with every seed: all diverged; lower the bounds of space.lr")
+        of = f" of {ledger.config.horizon.tokens:,} tokens" if ledger.config.min_tokens else ""
+        raise RunError(f"no trial{of} completed with every seed: all diverged; lower the bounds of space.lr")
     ordered = sorted(finalists, key=lambda finalist: finalist.score)
     for finalist in ordered:
         if finalist.fitted and finalist.score <= ordered[0].score + _scatter(finalists):
@@ -255,7 +272,7 @@ def _finalists(ledger: Ledger) -> list[Finalist]:
 def _finalist(ledger: Ledger, trial: FrozenTrial, fitted: bool) -> Finalist:
     runs = [trial, *ledger.confirmations(trial.number)]
     # A finalist that diverges with another seed is no finalist: its score is infinite.
-    losses = {ledger.seed(run): run.value for run in runs if run.value is not None}
+    losses = {ledger.seed(run): loss for run in runs if (loss := loss_of(run)) is not None}
     measured = {ledger.seed(run): run.user_attrs.get("measured", {}).get("course") for run in runs}
     return Finalist(
         number=trial.number,
@@ -273,10 +290,6 @@ def _scatter(finalists: list[Finalist]) -> float:
         return 0.0
     others = max(len(finalist.losses) for finalist in finalists) - 1
     return math.sqrt(statistics.fmean(spread**2 for spread in spreads) * 2 / others)
-
-
-def _is_proposed(record: Mapping[str, Any]) -> bool:
-    return record["confirms"] is None and not record["fitted"]
 
 
 def _is_at_edge(value: float, low: float, high: float) -> bool:

@@ -124,6 +124,8 @@ class Recipe(Record):
             "finalists": [finalist.as_json() for finalist in result.finalists],
             "trials": dict(Counter(record["status"] for record in result.records)),
         }
+        if result.front is not None:
+            evidence["front"] = result.front
         if bands is not None:
             evidence["bands"] = bands.model_dump(mode="json")
         return cls(

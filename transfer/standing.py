@@ -25,6 +25,7 @@ _UNTRAINED: dict[str, Any] = {
     "tokens": 0,
     "seconds": 0.0,
     "best": None,
+    "front": None,
     "running": [],
     "errors": [],
     "verdict": None,

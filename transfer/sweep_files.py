@@ -23,6 +23,7 @@ OWN = (
     "seed",
     "sampler",
     "patience",
+    "min_tokens",
     "min_horizon",
     "concurrency",
     "gpus_per_trial",

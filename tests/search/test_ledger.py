@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import optuna
 import pytest
 from optuna.trial import Trial, TrialState
 
-from widthwise.proxies import GPTConfig
-from widthwise.proxies.config import Horizon, Hyperparameters
+from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.search import SearchSpace, Storage, SweepConfig, folders, sweep
+from widthwise.search import SearchSpace, Storage, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
@@ -23,33 +22,7 @@ from widthwise.search.space import Point
 from widthwise.search.stored import stored_config
 from widthwise.search.sweeping import result_of
 
-STEPS = 60
-
-
-def configured(**fields: Any) -> SweepConfig:
-    defaults = {
-        "model": GPTConfig(width=32, context=64),
-        "horizon": Horizon(batch_tokens=1024, tokens=1024 * STEPS),
-        "trials": 6,
-        "finalists": 2,
-        "seeds": 3,
-        "seed": 5,
-    }
-    return SweepConfig(**(defaults | fields))
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
-    """Return a function that opens a ledger, in `tmp_path` if not told otherwise; all are closed at the end."""
-    ledgers: list[Ledger] = []
-
-    def open_ledger(out: Path = tmp_path / "sweep", *, resume: bool = False, **fields: Any) -> Ledger:
-        ledgers.append(Ledger(configured(**fields), out, resume=resume))
-        return ledgers[-1]
-
-    yield open_ledger
-    for ledger in ledgers:
-        ledger.close()
+from .conftest import STEPS, configured
 
 
 def made_up_loss(tried: Hyperparameters) -> float:
@@ -132,7 +105,7 @@ def test_trials_jsonl_says_how_every_trial_ended(opened: Callable[..., Ledger]) 
     assert ledger.study.get_trials()[2].value == math.inf
     lines = [json.loads(line) for line in (ledger.out / "trials.jsonl").read_text().splitlines()]
     assert lines == ledger.records()
-    common = {"width": 32, "seed": 5, "confirms": None, "fitted": False}
+    common = {"width": 32, "seed": 5, "confirms": None, "fitted": False, "horizon": 1024 * STEPS}
     outcomes = [
         {"status": "completed", "loss": 3.25, "tokens": 61440, "seconds": 1.5, "error": None},
         {"status": "stopped", "loss": 4.5, "tokens": 30720, "seconds": 0.75, "error": None},

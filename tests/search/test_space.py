@@ -52,7 +52,7 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
         ({"seed": -1}, "seed: must be >= 0, got -1"),
         (
             {"sampler": "tep"},
-            "sampler: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'tep'; did you mean 'tpe'?",
+            "sampler: must be 'tpe', 'gp', 'cmaes', 'qmc', 'grid' or 'random', got 'tep'; did you mean 'tpe'?",
         ),
         (
             {"warm_start": [{"lr": 0.5, "weight_decay": 1.0, "decay": "l2"}]},
@@ -65,6 +65,18 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
         (
             {"min_horizon": 1e6},
             "min_horizon: must be <= 298, the horizon Σηλ at the space's largest η and λ, got 1e+06",
+        ),
+        (
+            {"sampler": "grid", "trials": 30},
+            "trials: must fill a grid of η, λ and 2 forms of decay, such as 24, got 30",
+        ),
+        (
+            {"sampler": "grid", "trials": 1},
+            "trials: must fill a grid of η, λ and 2 forms of decay, such as 2, got 1",
+        ),
+        (
+            {"sampler": "grid", "min_horizon": 0.5},
+            "min_horizon: must not be given with sampler = 'grid', whose points are all run",
         ),
         ({"patience": 0}, "patience: must be >= 1, got 0"),
         ({"grace": 0.0}, "grace: must be > 0, got 0.0"),

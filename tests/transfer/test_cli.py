@@ -213,8 +213,8 @@ def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("sweep --sampler foo", "sampler: must be one of tpe, gp, cmaes, qmc, random, got 'foo'"),
-        ("sweep --sampler None", "sampler: must be one of tpe, gp, cmaes, qmc, random, got 'None'"),
+        ("sweep --sampler foo", "sampler: must be one of tpe, gp, cmaes, qmc, grid, random, got 'foo'"),
+        ("sweep --sampler None", "sampler: must be one of tpe, gp, cmaes, qmc, grid, random, got 'None'"),
         (
             "launch a.json --assign liner",
             "assign: must be one of linear, sqrt, log2, sigmoid, got 'liner'; did you mean 'linear'?",

@@ -14,11 +14,11 @@ class Plot:
     """Draw a check, or the diagnostics of target runs, as a PNG, SVG or PDF file."""
 
     folder: Positional[Path]
-    """Folder of a check or of a target run, or one whose subfolders are such."""
+    """Folder of a check, of a sweep with --min-tokens or of a target run, or one whose subfolders are such."""
     out: Path
     """File to write: .png, .svg or .pdf."""
     what: Option[str] = None
-    """lr, decay, singular-values, coordinates or diagnostics; all that the folder has if not given."""
+    """lr, decay, singular-values, coordinates, front, bands or diagnostics; all that the folder has if not given."""
     json: Flag = False
     """Print one JSON document with the figure's path instead of the path alone."""
 

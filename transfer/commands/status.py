@@ -90,6 +90,7 @@ def _of_study(part: Mapping[str, Any]) -> list[str]:
         said.append(f"  {', '.join(counts) or f'no {one}'}; {total}")
     if part["best"] is not None:
         said.append(f"  best: {one} {_trial(part['best'])}")
+    said += [f"  front: {one} {_trial(each)}" for each in part.get("front") or ()]
     said += [f"  {named['running']}: {one} {_trial(each)}" for each in part["running"]]
     return said + [f"  failed: {one} {error}" for error in part["errors"]]
 
@@ -103,4 +104,6 @@ def _trial(one: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )

@@ -48,10 +48,12 @@ class Sweep:
     """Tokens per optimizer step. (default: 2048)"""
     seed: Option[int] = None
     """Seed of everything random. (default: 0)"""
-    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "random"]] = None
-    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random (for the landscape), random. (default: tpe)"""
+    sampler: Option[Literal["tpe", "gp", "cmaes", "qmc", "grid", "random"]] = None
+    """Who proposes: TPE, Gaussian process, CMA-ES, quasi-random, grid (both for landscapes), random. (default: tpe)"""
     patience: Option[int] = None
     """End the proposals when so many in a row were not better than the best. (default: never)"""
+    min_tokens: Option[int] = None
+    """Search the horizon too, by halves, down to so few tokens: the least loss against tokens. (default: no)"""
     min_horizon: Option[float] = None
     """Least horizon Σηλ of a trial; proposals below it are not run. (default: any)"""
     warm_start: Option[Path] = None
@@ -85,7 +87,8 @@ class Sweep:
             result = self._swept()
         recipe = save_recipe(result, self.out)
         if self.json:
-            print(json.dumps({"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}))
+            document = {"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}
+            print(json.dumps(document | ({} if result.front is None else {"front": result.front})))
         elif self.quiet:
             print(self.out / "recipe.json")
         else:
@@ -199,6 +202,13 @@ def show(result: "SweepResult", out: Path, console: "Console") -> None:
         result.best_by_decay, result.at_edge, result.config.space, result.fit.as_json()
     ):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
+    if result.front is not None:
+        from widthwise.transfer.reporting.front_panels import HEAD, front_rows
+
+        front = Table(*HEAD, title="least loss against tokens, one seed each")
+        for texts in front_rows(result.front):
+            front.add_row(*texts)
+        console.print(front)
     recipe = out / "recipe.json"
     console.print(
         f"recipe: {recipe}; next: widthwise scale {recipe} --width 1024", soft_wrap=True, highlight=False

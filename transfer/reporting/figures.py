@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 from widthwise.proxies.files import replacing
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.reporting.check_panels import check_panels
+from widthwise.transfer.reporting.front_panels import front_panels
 from widthwise.transfer.reporting.panels import GREY, Look, Panel, What, colour
 from widthwise.transfer.reporting.reading import Contents, read_contents
 from widthwise.transfer.reporting.watch_panels import watch_panels
@@ -34,10 +35,10 @@ _LOOKS: dict[Look, dict[str, Any]] = {
 def plot(
     folder: Path, out: Path, what: str | None = None, *, on_left_out: Callable[[str], object] | None = None
 ) -> Path:
-    """Draw what lies in `folder`, and its direct subfolders: checks, and target runs' diagnostics.
+    """Draw what lies in `folder`, and its direct subfolders: checks, sweeps' fronts, and target runs' diagnostics.
 
     Args:
-        folder: of a check or of a target run, or one of several such.
+        folder: of a check, of a sweep that searched its horizon or of a target run, or one of several such.
         out: the figure's file, ``.png``, ``.svg`` or ``.pdf``.
         what: one kind of panel of `What`; None is all that there are.
         on_left_out: called with the reason for each subfolder whose files are another program's.
@@ -59,7 +60,7 @@ def plot(
         rule = (
             f"must be one of {there}"
             if found
-            else "a check that trained, or runs with --diagnostics are needed"
+            else "a check that trained, a sweep with --min-tokens, or runs with --diagnostics are needed"
         )
         raise ConfigError(f"what: {folder} holds no {what or 'plots'}; {rule}")
     _save(draw(panels), out)
@@ -67,9 +68,9 @@ def plot(
 
 
 def folder_panels(contents: Contents) -> list[Panel]:
-    """Return all panels of a folder, a check after the other, the runs' together."""
+    """Return all panels of a folder, a check after the other, the sweeps' and the runs' together."""
     checks = [panel for one in contents.checks for panel in check_panels(one.result)]
-    return checks + run_panels(contents.runs) + watch_panels(contents.runs)
+    return checks + front_panels(contents.sweeps) + run_panels(contents.runs) + watch_panels(contents.runs)
 
 
 def draw(panels: Sequence[Panel]) -> Figure:

@@ -33,6 +33,7 @@ class TrialLine(Line):
     width: int | None = None
     seed: int = 0
     tokens: int = 0
+    horizon: int | None = None
     seconds: float = 0.0
     confirms: int | None = None
     fitted: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-What = Literal["lr", "decay", "singular-values", "coordinates", "diagnostics", "bands"]
+What = Literal["lr", "decay", "singular-values", "coordinates", "diagnostics", "bands", "front"]
 Look = Literal["points", "joined", "line", "dashed", "dotted", "stars", "area"]
 
 # Okabe and Ito's, for all kinds of sight; ink is for what belongs to no colour.

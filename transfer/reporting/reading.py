@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from widthwise.proxies.files import is_locked, read_json
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search import SweepConfig
+from widthwise.search.front import front
 from widthwise.search.names import STUDIES, SWEEP_STUDY
 from widthwise.transfer.recipe import SCHEMA, Recipe
 from widthwise.transfer.reporting.formats import (
@@ -54,11 +55,22 @@ class SweepFolder:
         return [trial for trial in self.trials if trial.confirms is None and not trial.fitted]
 
     @property
+    def whole(self) -> list[TrialLine]:
+        """The proposals of the longest horizon: all, where it is not searched."""
+        longest = max((trial.horizon or 0 for trial in self.proposals), default=0)
+        # What says nothing of it is of a sweep that has only one, or never began.
+        return [trial for trial in self.proposals if trial.horizon in (None, longest)]
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The least loss against tokens, `widthwise.search.front.front`; empty where the horizon is not searched."""
+        searched = len(self.whole) < len(self.proposals)
+        return front(trial.model_dump() for trial in self.proposals) if searched else []
+
+    @property
     def best(self) -> TrialLine | None:
-        """The completed proposal with the lowest loss."""
-        scored = [
-            (t.loss, t.number, t) for t in self.proposals if t.loss is not None and t.status == "completed"
-        ]
+        """The completed proposal of the whole horizon with the lowest loss."""
+        scored = [(t.loss, t.number, t) for t in self.whole if t.loss is not None and t.status == "completed"]
         return min(scored)[2] if scored else None
 
 

@@ -10,6 +10,7 @@ from widthwise.transfer.recipe import Recipe, evidence_notes
 from widthwise.transfer.reporting import charts
 from widthwise.transfer.reporting.checks import checked, same_settings
 from widthwise.transfer.reporting.formats import PlanFile, PlanKind
+from widthwise.transfer.reporting.fronts import against_tokens
 from widthwise.transfer.reporting.markup import Html, pairs, section, table, tag
 from widthwise.transfer.reporting.reading import CheckFolder, Contents, RunFolder, SweepFolder
 from widthwise.transfer.reporting.summary import finalists, nats, number, plural
@@ -48,6 +49,7 @@ def _sweep(sweep: SweepFolder, index: int, several: bool) -> Html:
     content = [tag("p", text)]
     if sweep.proposals:
         content += _landscape(sweep, index)
+    content += against_tokens(sweep)
     if finalists(sweep):
         content += _finalists(sweep, index)
     if any(trial.curve for trial in sweep.trials):
@@ -60,7 +62,7 @@ def _sweep(sweep: SweepFolder, index: int, several: bool) -> Html:
 
 
 def _landscape(sweep: SweepFolder, index: int) -> list[Html]:
-    hidden = [t for t in sweep.proposals if not (t.hyperparameters.lr and t.hyperparameters.weight_decay)]
+    hidden = [t for t in sweep.whole if not (t.hyperparameters.lr and t.hyperparameters.weight_decay)]
     note = (
         "Dark is better. Open symbols are trials that were stopped early: their loss is that of fewer tokens."
     )
@@ -69,11 +71,11 @@ def _landscape(sweep: SweepFolder, index: int) -> list[Html]:
     content = [
         tag("h3", "Landscape"),
         tag("p", note),
-        charts.chart(charts.landscape(sweep.proposals, finalists(sweep)), f"landscape-{index + 1}"),
+        charts.chart(charts.landscape(sweep.whole, finalists(sweep)), f"landscape-{index + 1}"),
     ]
-    if any(trial.loss is not None for trial in sweep.proposals):
+    if any(trial.loss is not None for trial in sweep.whole):
         content.append(tag("h3", "Loss against each hyperparameter"))
-        content.append(charts.chart(charts.slices(sweep.proposals), f"slices-{index + 1}"))
+        content.append(charts.chart(charts.slices(sweep.whole), f"slices-{index + 1}"))
     return content
 
 
