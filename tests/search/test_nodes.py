@@ -70,6 +70,7 @@ def test_a_cluster_with_another_version_is_refused_before_the_first_trial(
     out = tmp_path / "sweep"
     done = start(*SWEEP.split(), "--data", real_text, "--address", cluster.address, "--out", out).finish()
     assert (done[0], done[1]) == (2, "")
-    assert done[2].startswith("widthwise: error: address: every node must have widthwise ")
-    assert ", got widthwise 9.9.9 on node " in done[2]
+    said = done[2].splitlines()[-1]
+    assert said.startswith("widthwise: error: address: every node must have widthwise ")
+    assert ", got widthwise 9.9.9 on node " in said
     assert (out / "trials.jsonl").read_text() == ""
