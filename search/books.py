@@ -151,6 +151,11 @@ class Books(ABC):
             return self._adopt(self._orphans.pop(0))
         return self._ask() if self._trials(TrialState.WAITING) else self._wanted()
 
+    def put_back(self, number: int) -> None:
+        """Have `next` hand a live trial out once more, from its checkpoint: what ran it died."""
+        del self.live[number], self._reported[number]
+        self._orphans.append(number)
+
     def folder(self, number: int) -> Path:
         """Return the folder of a trial's checkpoint."""
         return self.out / self.layout.folder / trial_name(number)

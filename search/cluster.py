@@ -140,6 +140,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
+    # A worker per core, at once, that nobody takes: Tune's and Train's actors have runtime environments of their own.
+    "RAY_prestart_worker_first_driver": "0",
     # A process that looks out for a node to be taken away: this one is not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

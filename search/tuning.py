@@ -6,14 +6,19 @@ Every session starts a fresh Tune run over the same study instead.
 
 import json
 import math
+import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import tune
+from ray.runtime_env import RuntimeEnv
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -22,9 +27,11 @@ from widthwise.search.books import Books, Status
 from widthwise.search.executing import Placement
 from widthwise.search.listening import Listener
 from widthwise.search.packing import OUT_OF_MEMORY
+from widthwise.search.spares import Spares
 from widthwise.search.trial import trainable
 
-# Times that a trial whose worker died is started again, from its last checkpoint.
+# Times that a trial whose worker died is started again, from its last checkpoint. Tune's own retry would leave out
+# a worker that dies between two trials, and counts some deaths twice.
 RETRIES = 2
 # A look at the nodes asks Ray's own process, which answers within a millisecond or so.
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -36,6 +43,9 @@ def run_trials(
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
     share = _gpu_share(placement, resources.get("GPU", 0.0))
     limit = placement.concurrency or _capacity(resources, share)
+    # On the nodes of a cluster, where trials go on that lost theirs.
+    most = 0 if placement.address is None else limit
+    spares = Spares(lambda free: min(most, _room(free, share)), _environment())
     fuse = _Fuse()
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
@@ -53,8 +63,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Watch(fuse)],
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[_Watch(fuse, spares)],
             ),
         ).fit()
 
@@ -74,10 +83,13 @@ class _Fuse:
 
 
 class _Watch(tune.Callback):
-    """Ends the run when the books cannot be kept, or no node is alive: Tune would wait for one for ever."""
+    """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever.
 
-    def __init__(self, fuse: _Fuse) -> None:
-        self.fuse = fuse
+    It ends the run when the books cannot be kept, too.
+    """
+
+    def __init__(self, fuse: _Fuse, spares: Spares) -> None:
+        self.fuse, self.spares = fuse, spares
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -86,8 +98,12 @@ class _Watch(tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
+        # A trial that is about to start has no place on a node yet.
+        if all(trial.status != Trial.PENDING for trial in trials):
+            self.spares.look(nodes)
 
 
 class _Unsaved:
@@ -105,6 +121,7 @@ class _Proposer(_Unsaved, Searcher):
         super().__init__()
         self.books, self.limit, self.listeners, self.fuse = books, limit, listeners, fuse
         self.numbers: dict[str, int] = {}
+        self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> Any:
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are.
@@ -132,6 +149,10 @@ class _Proposer(_Unsaved, Searcher):
         if self.fuse.error:
             return
         number = self.numbers.pop(trial_id)
+        if error and self.deaths[number] < RETRIES:
+            self.deaths[number] += 1
+            self.books.put_back(number)
+            return
         outcome = dict(result or {})
         if "measured" in outcome:
             # A run that diverged measures NaN, which JSON cannot say.
@@ -181,5 +202,16 @@ def _gpu_share(placement: Placement, gpus: float) -> float:
 
 
 def _capacity(resources: Mapping[str, float], share: float) -> int:
-    cpus = int(resources.get("CPU", 1))
-    return max(1, min(cpus, math.floor(resources["GPU"] / share)) if share else cpus)
+    return max(1, _room(resources, share))
+
+
+def _room(resources: Mapping[str, float], share: float) -> int:
+    """Return how many trials fit into resources, each on a core and a share of a GPU."""
+    cpus = int(resources.get("CPU", 0))
+    return min(cpus, math.floor(resources.get("GPU", 0.0) / share)) if share else cpus
+
+
+def _environment() -> str:
+    """Return the runtime environment that Tune gives its actors, as Ray serialises it."""
+    passed_on = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
+    return str(RuntimeEnv(env_vars=DEFAULT_ENV_VARS | passed_on).serialize())

@@ -187,6 +187,21 @@ def test_a_failed_trial_is_made_up_for_from_the_same_place(
     assert [{**tried, "number": tried["number"] - 1} for tried in later] == undisturbed[2:]
 
 
+def test_a_trial_whose_worker_dies_is_begun_again_twice(opened: Callable[..., Ledger]) -> None:
+    # It imports Ray Tune, for this one test.
+    from widthwise.search.tuning import _Fuse, _Proposer
+
+    ledger = opened()
+    proposer, numbers = _Proposer(ledger, 1, (), _Fuse()), []
+    for attempt in ("first", "second", "third"):
+        numbers.append(proposer.suggest(attempt)["number"])
+        # So Tune tells of a worker that died in a trial, and of one that died before it.
+        proposer.on_trial_complete(attempt, error=True)
+    assert numbers == [0, 0, 0]
+    assert ledger.failures == ["the worker died"]
+    assert proposer.suggest("fourth")["number"] == 1
+
+
 def test_confirming_runs_measure_what_a_target_is_watched_by(opened: Callable[..., Ledger]) -> None:
     ledger = opened(trials=2, finalists=1, seeds=2)
     play(ledger, 1)

@@ -10,7 +10,7 @@ import pytest
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import refuse_others
 
-SWEEP = "sweep --width 32 --context 64 --tokens 51200 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
+SWEEP = "sweep --width 32 --context 64 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
 
 
 def test_a_node_with_another_version_is_named() -> None:
@@ -31,31 +31,50 @@ def begun(out: Path, number: int) -> bool:
     return len(trials) > number and bool(trials[number].intermediate_values)
 
 
-@pytest.mark.ray
-def test_a_node_that_is_lost_costs_no_trial(
-    cluster: Any, start: Callable[..., Any], real_text: Path, tmp_path: Path
-) -> None:
-    lost = cluster()
-    out = tmp_path / "sweep"
-    (tmp_path / "config.toml").write_text("prune = false")
-    arguments = [
-        *SWEEP.split(),
-        "--config",
-        tmp_path / "config.toml",
-        "--concurrency",
-        1,
-        "--data",
-        real_text,
-    ]
-    arguments += ["--address", cluster.address]
-    running = start(*arguments, "--out", out)
-    running.until(lambda: begun(out, 1))
-    lost.kill_all()
-    cluster()
+@pytest.fixture
+def sweep(cluster: Any, start: Callable[..., Any], real_text: Path, tmp_path: Path) -> Callable[[int], Any]:
+    """Return a function that starts a sweep of one trial at a time on the cluster, up to its second trial."""
+
+    def begin(steps: int) -> Any:
+        out = tmp_path / "sweep"
+        (tmp_path / "config.toml").write_text("prune = false")
+        arguments = ["--tokens", 1024 * steps, "--config", tmp_path / "config.toml", "--concurrency", 1]
+        arguments += ["--data", real_text]
+        running = start(*SWEEP.split(), *arguments, "--address", cluster.address, "--out", out)
+        running.until(lambda: begun(out, 1))
+        return running
+
+    return begin
+
+
+def require_all_completed(running: Any) -> None:
     status, _, said = running.finish()
     assert status == 0, said
     told = [line.split(",")[0] for line in said.splitlines()[3:]]
     assert told == [f"trial {number} completed" for number in range(3)], said
+
+
+@pytest.mark.ray
+def test_a_node_that_is_lost_costs_no_trial(cluster: Any, sweep: Callable[[int], Any]) -> None:
+    lost = cluster()
+    running = sweep(50)
+    lost.kill_all()
+    cluster()
+    require_all_completed(running)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_whose_node_is_lost_goes_on_in_a_worker_that_another_node_had_to_spare(
+    cluster: Any, sweep: Callable[[int], Any]
+) -> None:
+    lost = cluster()
+    running = sweep(1500)
+    other = cluster()
+    spare = running.until(lambda: [pid for pid, name in other.processes().items() if name == "ray::IDLE"])
+    lost.kill_all()
+    running.until(lambda: other.processes()[spare[0]].startswith("ray::ImplicitFunc"))
+    require_all_completed(running)
 
 
 @pytest.mark.ray
@@ -70,6 +89,7 @@ def test_a_cluster_with_another_version_is_refused_before_the_first_trial(
     out = tmp_path / "sweep"
     done = start(*SWEEP.split(), "--data", real_text, "--address", cluster.address, "--out", out).finish()
     assert (done[0], done[1]) == (2, "")
-    assert done[2].startswith("widthwise: error: address: every node must have widthwise ")
-    assert ", got widthwise 9.9.9 on node " in done[2]
+    said = done[2].splitlines()[-1]
+    assert said.startswith("widthwise: error: address: every node must have widthwise ")
+    assert ", got widthwise 9.9.9 on node " in said
     assert (out / "trials.jsonl").read_text() == ""
