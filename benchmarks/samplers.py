@@ -106,7 +106,7 @@ def show_fits(out: Path) -> None:
 
 def judge(text: str, out: Path, results: Path) -> None:
     """Train what every sweep recommends with seeds that none has seen; beside a fitted minimum its luckiest trial."""
-    folders = sorted(out.glob("*-[0-9]"))
+    folders = sorted(path.parent for path in out.glob("*-[0-9]/recipe.json"))
     points: dict[str, dict[str, Any]] = {}
     for folder in folders:
         best = Recipe.load(folder / "recipe.json").hyperparameters
@@ -117,7 +117,8 @@ def judge(text: str, out: Path, results: Path) -> None:
     outcomes = run_all(
         lambda _: runs,
         out / "judged",
-        config=points,
+        # The runs themselves grow with the sweeps that have ended.
+        config={"seeds": FRESH},
         data=text,
         resume=(out / "judged" / "runs.db").exists(),
         placement=Placement(concurrency=2),
