@@ -118,7 +118,7 @@ def judge(text: str, out: Path, results: Path) -> None:
         lambda _: runs,
         out / "judged",
         # The runs themselves grow with the sweeps that have ended.
-        config={"seeds": FRESH},
+        config={"seeds": [*FRESH]},
         data=text,
         resume=(out / "judged" / "runs.db").exists(),
         placement=Placement(concurrency=2),

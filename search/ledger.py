@@ -14,7 +14,7 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import Books, Next, Run, trial_name
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
-from widthwise.search.samplers import drawing, pruner, sampler
+from widthwise.search.samplers import drawing, grid_points, pruner, sampler
 from widthwise.search.storage import Storage
 from widthwise.search.stored import SWEEP
 
@@ -256,8 +256,12 @@ class Ledger(Books):
         return True
 
     def _place(self, before: int | None = None) -> int:
-        """Return the number of proposals, refused ones too, before trial `before`, or in all."""
+        """Return the number of proposals, refused ones too, before trial `before` or in all; of a grid a free one."""
         proposed = [one for one in self._main() if one.state != TrialState.FAIL]
+        if self.config.sampler == "grid":
+            taken = [one.params for one in proposed if one.number != before]
+            points = grid_points(self.config)
+            return next(place for place, point in enumerate(points) if point not in taken)
         return sum(before is None or one.number < before for one in proposed)
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def _qmc(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
 
 
 def _grid(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
-    # Not Optuna's GridSampler: it stops the study by itself, and repeats AdamW for every c.
-    order = np.random.default_rng(config.seed).permutation(config.trials)
-    return PartialFixedSampler(config.space.grid(config.trials)[order[place]], RandomSampler(seed=seed))
+    return PartialFixedSampler(grid_points(config)[place], RandomSampler(seed=seed))
 
 
 def _random(config: "SweepConfig", place: int, seed: int) -> BaseSampler:
@@ -111,6 +109,15 @@ def quasi_random(config: "SweepConfig", place: int) -> dict[str, Any]:
     if config.halvings:
         point["halvings"] = int(unit[4] * (config.halvings + 1))
     return {**point, "decay": space.decay[int(unit[3] * len(space.decay))]}
+
+
+def grid_points(config: "SweepConfig") -> list[dict[str, Any]]:
+    """Return the points of a grid in the order in which they are tried.
+
+    Optuna's own GridSampler would stop the study by itself, and repeat AdamW for every c.
+    """
+    points = config.space.grid(config.trials)
+    return [points[index] for index in np.random.default_rng(config.seed).permutation(len(points))]
 
 
 # assumed: how many of the trials that reach a rung go on.

@@ -266,6 +266,28 @@ def test_a_sweep_killed_while_it_enqueued_confirmations_enqueues_each_once(
     }
 
 
+def test_a_grid_is_tried_whole_whatever_fails(opened: Callable[..., Ledger]) -> None:
+    fields: dict[str, Any] = {"sampler": "grid", "trials": 8, "seeds": 1}
+    ledger = opened(**fields)
+    running = [begin(ledger) for _ in range(3)]
+    ledger.finish(0, "failed", {"error": "OSError: no space left"})
+    ledger.close()
+    with pytest.raises(ConfigError) as caught:
+        opened(resume=True, **fields | {"trials": 12})
+    rule = f"trials: must be as the sweep in {ledger.out} was started, 8, got 12"
+    assert str(caught.value) == rule
+    again = opened(resume=True, **fields)
+    # The two that were interrupted, what failed, and the rest.
+    played = play(again, 8)
+    assert [one["number"] for one in played] == [1, 2, *range(3, 9)]
+    assert again.is_finished()
+    points = {(one["lr"], one["weight_decay"], one["decay"]) for one in played}
+    assert points == {
+        (point["lr"], point["weight_decay"], point["decay"]) for point in again.config.space.grid(8)
+    }
+    assert running[0][1].lr == played[2]["lr"]
+
+
 def quadratic(**fields: Any) -> dict[str, Any]:
     space = SearchSpace(lr=(0.02, 0.045), weight_decay=(0.3, 3.0), decay=("l2",))
     return {"space": space, "sampler": "qmc", "trials": 12, "finalists": 1} | fields

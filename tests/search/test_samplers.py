@@ -9,11 +9,12 @@ import pytest
 from widthwise.search import SearchSpace, SweepConfig
 from widthwise.search.config import Sampler
 from widthwise.search.samplers import drawing, quasi_random, sampler
+from widthwise.search.space import Point
 
 
 def proposals(config: SweepConfig, count: int, *, restart_at: int | None = None) -> list[dict[str, Any]]:
     """Propose `count` times, telling a made-up loss; at `restart_at`, a trial dies before its settings are drawn."""
-    study = optuna.create_study()
+    study = optuna.create_study(directions=["minimize"] * (2 if config.halvings else 1))
     drawn = []
     for place in range(count):
         study.sampler = sampler(config, place)
@@ -23,8 +24,11 @@ def proposals(config: SweepConfig, count: int, *, restart_at: int | None = None)
             trial = optuna.trial.Trial(study, trial._trial_id)
         with drawing():
             tried = config.space.suggest(trial)
+            if config.halvings:
+                tried["halvings"] = trial.suggest_int("halvings", 0, config.halvings)
         distance = math.log(tried["lr"] / 0.03) ** 2 + 0.1 * math.log(tried["weight_decay"] / 2) ** 2
-        study.tell(trial, distance if tried["lr"] < 0.15 else math.inf)
+        loss = distance if tried["lr"] < 0.15 else math.inf
+        study.tell(trial, (loss, -tried["halvings"]) if config.halvings else loss)
         drawn.append({**tried, "distance": distance})
     return drawn
 
@@ -37,6 +41,18 @@ def test_proposals_depend_on_the_seed_alone_and_find_the_minimum(name: Sampler) 
     assert proposals(config.model_copy(update={"seed": 4}), 2) != found[:2]
     assert min(one["distance"] for one in found) < 0.6
     assert {one["decay"] for one in found} == {"huber", "l2"}
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "qmc", "random"])
+def test_proposals_of_loss_against_tokens_are_of_every_horizon(name: Sampler) -> None:
+    known = Point(lr=0.02, weight_decay=1.0, decay="l2")
+    config = SweepConfig(sampler=name, trials=12, min_tokens=51_200, warm_start=(known,))
+    # A Gaussian process takes a second or more for each.
+    count = 6 if name == "gp" else 12
+    found = proposals(config, count)
+    assert proposals(config, count, restart_at=count - 1) == found
+    assert (found[0]["lr"], found[0]["halvings"]) == (0.02, 0)
+    assert {one["halvings"] for one in found} == {0, 1, 2, 3}
 
 
 def test_quasi_random_points_fill_the_space_evenly() -> None:

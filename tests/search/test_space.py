@@ -78,6 +78,22 @@ def test_a_stored_trial_gives_back_what_was_drawn() -> None:
             {"sampler": "grid", "min_horizon": 0.5},
             "min_horizon: must not be given with sampler = 'grid', whose points are all run",
         ),
+        (
+            {"min_tokens": 204_801},
+            "min_tokens: must be >= batch_tokens = 2048 and <= 204800, half of horizon.tokens, got 204801",
+        ),
+        (
+            {"min_tokens": 2047},
+            "min_tokens: must be >= batch_tokens = 2048 and <= 204800, half of horizon.tokens, got 2047",
+        ),
+        (
+            {"min_tokens": 51_200, "sampler": "cmaes"},
+            "sampler: must be 'tpe', 'gp', 'qmc' or 'random' with min_tokens, got 'cmaes'",
+        ),
+        (
+            {"min_tokens": 51_200, "patience": 5},
+            "patience: must not be given with min_tokens, as there is no one best trial",
+        ),
         ({"patience": 0}, "patience: must be >= 1, got 0"),
         ({"grace": 0.0}, "grace: must be > 0, got 0.0"),
         ({"concurrency": 0}, "concurrency: must be >= 1, got 0"),
