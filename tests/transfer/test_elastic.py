@@ -11,7 +11,7 @@ from widthwise.proxies import GPTConfig, RunOptions
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.runs import run
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer import LaunchOptions, Recipe, launching
+from widthwise.transfer import LaunchOptions, Recipe, cli, launching
 from widthwise.transfer.commands.options import worker_range
 from widthwise.transfer.launch_options import passes, require_possible
 from widthwise.transfer.own_model import own_model
@@ -99,28 +99,38 @@ def trains_on(node: Any) -> bool:
     return any("RayTrainWorker" in name for name in node.processes().values())
 
 
+@pytest.fixture
+def paced(start: Callable[..., Any], real_text: Path) -> Callable[..., tuple[Any, Path]]:
+    """Return a function that starts a run whose steps take their time while there is a file ``slowly``."""
+
+    def begin(folder: Path, workers: str, parallel: str, address: str) -> tuple[Any, Path]:
+        (folder / "paced.py").write_text(PACED.replace("{folder}", str(folder)))
+        (folder / "slowly").touch()
+        RECIPE.save(folder / "recipe.json")
+        program = f"import os; os.chdir({str(folder)!r}); from widthwise.transfer.cli import main; main()"
+        command = ["launch", "recipe.json", "--width", 64, "--data", real_text, "--evaluations", EVALUATIONS]
+        command += ["--model", "paced:Paced", "--workers", workers, "--parallel", parallel]
+        out = folder / "target"
+        return start(*command, "--out", out, "--address", address, script=program), out
+
+    return begin
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_goes_on_without_a_node_and_takes_one_back(
     cluster: Any,
-    start: Callable[..., Any],
+    paced: Callable[..., tuple[Any, Path]],
     real_text: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     parallel: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "paced.py").write_text(PACED.replace("{folder}", str(tmp_path)))
-    (tmp_path / "slowly").touch()
-    RECIPE.save(tmp_path / "recipe.json")
     nodes = [cluster(), cluster()]
-    out, model = tmp_path / "target", "paced:Paced"
-    program = f"import os; os.chdir({str(tmp_path)!r}); from widthwise.transfer.cli import main; main()"
-    command = ["launch", "recipe.json", "--width", 64, "--data", real_text, "--evaluations", EVALUATIONS]
-    command += ["--model", model, "--workers", "1-2", "--parallel", parallel, "--out", out]
-    running = start(*command, "--address", cluster.address, script=program)
+    running, out = paced(tmp_path, "1-2", parallel, cluster.address)
+    monkeypatch.chdir(tmp_path)
 
     def moves_on(evaluations: int = 2) -> None:
         wanted = (lines(out) or [{"step": 0}])[-1]["step"] + evaluations * STEPS // EVALUATIONS
@@ -140,7 +150,7 @@ def test_a_run_goes_on_without_a_node_and_takes_one_back(
 
     plan = RECIPE.at(width=64)
     options = LaunchOptions(data=str(real_text))
-    spec = launching._spec(plan, options, own_model(plan, model))
+    spec = launching._spec(plan, options, own_model(plan, "paced:Paced"))
     expected = run(spec, RunOptions(evaluations=EVALUATIONS)).history
     assert [line["step"] for line in lines(out)] == [metrics.step for metrics in expected]
     for line, metrics in zip(lines(out), expected, strict=True):
@@ -148,3 +158,31 @@ def test_a_run_goes_on_without_a_node_and_takes_one_back(
         tolerance = 1e-5 if metrics.step <= 100 else 1e-3
         assert line["loss"] == pytest.approx(metrics.loss, abs=tolerance)
         assert line["train_loss"] == pytest.approx(metrics.train_loss, abs=tolerance)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_with_too_few_nodes_says_that_it_waits_and_goes_on(
+    cluster: Any,
+    paced: Callable[..., tuple[Any, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes = [cluster(), cluster()]
+    running, out = paced(tmp_path, "2-4", "ddp", cluster.address)
+    running.until(lambda: lines(out), seconds=300)
+    nodes.pop().kill_all()
+    told = "the run needs 2 workers, and Ray has room for"
+    running.until(lambda: f"widthwise: waiting for nodes: {told} 1\n" in running.err.read_text(), seconds=300)
+    with pytest.raises(SystemExit):
+        cli.main(["status", str(out)])
+    assert f"  waiting for nodes: {told} 1\n" in capsys.readouterr().out
+    cluster()
+    running.until(lambda: f"widthwise: nodes are back: {told} 2\n" in running.err.read_text(), seconds=300)
+    (tmp_path / "slowly").unlink()
+    status, _, said = running.finish(seconds=400)
+    assert status == 0, said
+    assert said.count("waiting for nodes") == 1
+    assert said.count("training on 2 workers, from step ") == 2
+    assert not (out / "waiting.json").exists()

@@ -57,7 +57,8 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
     step = result["steps"]
     assert (status, result["status"]) == (1, "stopped")
     assert step < 64
-    *_, first = (line for line in said.splitlines() if line.startswith("widthwise: alarm"))
+    first, *others = (line for line in said.splitlines() if line.startswith("widthwise: alarm"))
+    assert all(line.endswith("likely cause: as above") for line in others)
     assert "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25" in first
     cause = "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25"
     failed = (
