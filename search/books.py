@@ -153,7 +153,7 @@ class Books(ABC):
 
     def put_back(self, number: int) -> None:
         """Have `next` hand a live trial out once more, from its checkpoint: what ran it died."""
-        del self.live[number], self._reported[number]
+        del self.live[number], self._curves[number]
         self._orphans.append(number)
 
     def folder(self, number: int) -> Path:
