@@ -151,13 +151,15 @@ class Running:
 
     def until(self, look: Callable[[], Found], *, seconds: float = 90) -> Found:
         """Wait until `look` finds something, and return it; the command must go on meanwhile."""
-        deadline = time.monotonic() + seconds
+        deadline, began = time.monotonic() + seconds, time.monotonic()
         while not (found := look()):
             assert self.process.poll() is None, (
                 f"ended with {self.process.returncode}: {self.err.read_text()}"
             )
             assert time.monotonic() < deadline, f"waited {seconds} s in vain: {self.err.read_text()}"
-            time.sleep(0.01)
+            # Reading a study takes longer than that, and the cores are the command's.
+            time.sleep(max(0.01, 3 * (time.monotonic() - began)))
+            began = time.monotonic()
         return found
 
     def finish(self, *, seconds: float = 120) -> tuple[int, str, str]:
