@@ -4,69 +4,68 @@ An actor that takes one starts at once; else it waits a second for a process, an
 imports. Tasks cannot prepare workers for actors: Ray keeps the two apart. But its raylets start workers for their own
 libraries (``NodeManagerService.PrestartWorkers``), and for us. What a process imports as it starts,
 ``RAY_preload_python_modules`` or a ``worker_process_setup_hook`` decides.
+
+None of this is Ray's public interface: where another version has no such service, there are no spare workers, and
+what would take them starts more slowly.
 """
 
-import importlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import grpc
 import ray
-from ray._private.state import available_resources_per_node
 
 ANSWER_SECONDS = 2
 # Ray ends idle workers after a second where a node's cores are taken. Those of a job that has ended it ends anyway.
 KEPT_SECONDS = 10**9
 
 
-def start_spares(node: Mapping[str, Any], number: int, environment: str) -> None:
-    """Have a node start workers for actors of this job; they are not awaited.
+class Spares:
+    """Gives the nodes workers to spare for Tune's trials, those that join later too."""
 
-    Where the node does not answer, or Ray is one that has no such service, there are none: what would take them
-    starts more slowly.
+    def __init__(self, number: Callable[[Mapping[str, float]], int]) -> None:
+        """Take what says how many a node gets of whose resources so much is free."""
+        self._number, self._known = number, set[str]()
 
-    Args:
-        node: one of `ray.nodes()`.
-        number: how many, besides those there are.
-        environment: the runtime environment of the actors, as Ray serialises it; others cannot take the workers.
-    """
-    try:
-        common, environments, manager, service = map(_generated, _PROTOCOL)
-        request = manager.PrestartWorkersRequest(
-            language=common.PYTHON,
-            num_workers=number,
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-            keep_alive_duration_secs=KEPT_SECONDS,
-            runtime_env_info=environments.RuntimeEnvInfo(serialized_runtime_env=environment),
-        )
-        channels: Any = importlib.import_module("ray._private.grpc_utils")
-        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-        with channels.init_grpc_channel(address) as channel:
-            service.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_SECONDS)
-    except (ImportError, AttributeError, grpc.RpcError):
-        pass
+    def look(self, nodes: Iterable[Mapping[str, Any]]) -> None:
+        """Start workers on those living nodes, of `ray.nodes()`, that are new; they are not awaited."""
+        for node in nodes:
+            if node["NodeID"] not in self._known:
+                self._known.add(node["NodeID"])
+                with suppress(ImportError, AttributeError, grpc.RpcError):
+                    _start(node, self._number)
+
+
+def _start(node: Mapping[str, Any], number: Callable[[Mapping[str, float]], int]) -> None:
+    state: Any = import_module("ray._private.state")
+    wanted = number(state.available_resources_per_node().get(node["NodeID"], {}))
+    if not wanted:
+        return
+    common, environments, manager, service = (
+        import_module(f"ray.core.generated.{name}") for name in _PROTOCOL
+    )
+    request = manager.PrestartWorkersRequest(
+        language=common.PYTHON,
+        num_workers=wanted,
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        keep_alive_duration_secs=KEPT_SECONDS,
+        # Ray gives an actor no worker of another environment.
+        runtime_env_info=environments.RuntimeEnvInfo(serialized_runtime_env=_tunes_environment()),
+    )
+    channels: Any = import_module("ray._private.grpc_utils")
+    with channels.init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        service.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_SECONDS)
 
 
 _PROTOCOL = ("common_pb2", "runtime_environment_pb2", "node_manager_pb2", "node_manager_pb2_grpc")
 
 
-def _generated(name: str) -> Any:
-    return importlib.import_module(f"ray.core.generated.{name}")
-
-
-class Spares:
-    """Gives the nodes workers to spare, those that join later too."""
-
-    def __init__(self, number: Callable[[Mapping[str, float]], int], environment: str) -> None:
-        """Take what says how many a node gets of whose resources so much is free, and their runtime environment."""
-        self._number, self._environment, self._known = number, environment, set[str]()
-
-    def look(self, nodes: list[Mapping[str, Any]]) -> None:
-        """Start workers on the living nodes that are new."""
-        new = [node for node in nodes if node["NodeID"] not in self._known]
-        if new:
-            free = available_resources_per_node()
-            for node in new:
-                self._known.add(node["NodeID"])
-                if number := self._number(free.get(node["NodeID"], {})):
-                    start_spares(node, number, self._environment)
+def _tunes_environment() -> str:
+    """Return the runtime environment that Tune gives its actors, as Ray serialises it."""
+    tune: Any = import_module("ray.tune.execution.class_cache")
+    passed_on = {name: os.environ[name] for name in tune.ENV_VARS_TO_PROPAGATE if name in os.environ}
+    environment: Any = import_module("ray.runtime_env")
+    return str(environment.RuntimeEnv(env_vars=tune.DEFAULT_ENV_VARS | passed_on).serialize())

@@ -6,7 +6,6 @@ Every session starts a fresh Tune run over the same study instead.
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections import Counter
@@ -16,8 +15,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.runtime_env import RuntimeEnv
-from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -45,7 +42,7 @@ def run_trials(
     limit = placement.concurrency or _capacity(resources, share)
     # On the nodes of a cluster, where trials go on that lost theirs.
     most = 0 if placement.address is None else limit
-    spares = Spares(lambda free: min(most, _room(free, share)), _environment())
+    spares = Spares(lambda free: min(most, _room(free, share)))
     fuse = _Fuse()
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
@@ -60,11 +57,7 @@ def run_trials(
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[_Watch(fuse, spares)],
-            ),
+            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares)]),
         ).fit()
 
 
@@ -98,7 +91,7 @@ class _Watch(tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
         # A trial that is about to start has no place on a node yet.
@@ -209,9 +202,3 @@ def _room(resources: Mapping[str, float], share: float) -> int:
     """Return how many trials fit into resources, each on a core and a share of a GPU."""
     cpus = int(resources.get("CPU", 0))
     return min(cpus, math.floor(resources.get("GPU", 0.0) / share)) if share else cpus
-
-
-def _environment() -> str:
-    """Return the runtime environment that Tune gives its actors, as Ray serialises it."""
-    passed_on = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
-    return str(RuntimeEnv(env_vars=DEFAULT_ENV_VARS | passed_on).serialize())
