@@ -145,6 +145,25 @@ def judge(text: str, out: Path, results: Path) -> None:
     ]
     (results / "samplers.json").write_text(json.dumps(judged, indent=1) + "\n")
     plot(judged, results / "samplers.png")
+    tell(judged)
+
+
+def tell(judged: Sequence[Record]) -> None:
+    """Print the losses and tokens by way, and what fitted minima gain over the luckiest trials of their sweeps."""
+    for way in WAYS:
+        of = sorted((one for one in judged if one["way"] == way), key=lambda one: one["seed"])
+        losses, tokens = [one["recommended"] for one in of], [one["tokens"] for one in of]
+        if of:
+            print(
+                way,
+                *(f"{loss:.4f}" for loss in losses),
+                f"mean {fmean(losses):.4f}, {fmean(tokens):,.0f} tokens",
+            )
+    gains = [one["luckiest"] - one["recommended"] for one in judged if one["fitted"]]
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    print(
+        f"fitted over luckiest: {fmean(gains):.4f} ± {error:.4f}, better in {sum(g > 0 for g in gains)} of {len(gains)}"
+    )
 
 
 def plot(judged: Sequence[Record], path: Path) -> None:
