@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 
+from widthwise.proxies.files import locked
 from widthwise.proxies.validation import ConfigError, first_line
 from widthwise.search import server
 from widthwise.search.storage import Storage, read_study_file, sqlite_url, write_study_file
@@ -81,16 +82,19 @@ def require_folder(out: Path, layout: Layout, *, resume: bool, storage: Storage 
 
 @contextmanager
 def nothing_left(out: Path) -> Iterator[None]:
-    """Remove what the block makes of the folder `out` where it raises a ConfigError; what was there stays."""
+    """Remove what the block makes of the folder `out` where it raises a ConfigError; what was there stays.
+
+    Where another process holds the folder, all stays: what is new there is of that one.
+    """
     made = [path for path in (out, *out.parents) if not path.exists()]
     before = set(out.iterdir()) if out.is_dir() else set()
     try:
         yield
     except ConfigError:
-        inside = set(out.iterdir()) - before if out.is_dir() else set()
-        for path in (*inside, *made):
-            with suppress(OSError):  # what is not empty is not ours alone
-                path.rmdir() if path.is_dir() else path.unlink()
+        with suppress(ConfigError), locked(out):
+            for path in (*(set(out.iterdir()) - before), *made):
+                with suppress(OSError):  # what is not empty is not ours alone
+                    path.rmdir() if path.is_dir() else path.unlink()
         raise
 
 

@@ -240,8 +240,9 @@ class Ledger(Books):
         )
 
     def _adopt(self, number: int) -> Next:
-        # It may have died before its settings were drawn.
-        self.study.sampler = sampler(self.config, self._place(number))
+        if any(one.number == number for one in self._main()):
+            # It may have died before its settings were drawn; those of the others were enqueued with them.
+            self.study.sampler = sampler(self.config, self._place(number))
         super()._adopt(number)
         return self.next() if self._refuses(self.live[number]) else self.live[number]
 

@@ -152,6 +152,9 @@ class _Channel:
     def begin(self, name: str, settings: Settings) -> None:
         # Here, because a server may take its time to answer.
         self._begin = self._begin or begin_with(self.tracker, self.out, self.sweep)
+        if name in self.runs:
+            # Of a worker that died: a server takes no second run of the name while the first is open.
+            self.end(name, None)
         self.runs[name] = self._begin(name, settings)
 
     def point(self, name: str, tokens: int, loss: float) -> None:

@@ -12,6 +12,7 @@ from ray import tune
 from widthwise.proxies.checkpoint import DamagedCheckpoint
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
 from widthwise.proxies.runs import RunSpec, device_options, run
+from widthwise.proxies.validation import one_line
 
 
 def trainable(config: Mapping[str, Any]) -> None:
@@ -31,8 +32,7 @@ def trainable(config: Mapping[str, Any]) -> None:
             checkpoint.unlink()
             result = run(spec, options, _reporting(spec))
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        tune.report({"status": "failed", "error": reason})
+        tune.report({"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")})
         return
     finally:
         # The worker goes on to another trial; meanwhile its neighbours may want the memory.

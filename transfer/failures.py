@@ -26,18 +26,10 @@ class HardwareFault(RuntimeError):
     """A device, a disk or a network failed, through nobody's mistake: another attempt may find it well, or another."""
 
 
-# Of network file systems too, whose server is away for a while.
+# Of network file systems too, whose server is away for a while. By name: macOS has no EREMOTEIO.
 _FAULTS = {
-    errno.EIO,
-    errno.EREMOTEIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENODEV,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ECONNRESET,
+    *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENODEV"),
+    *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ECONNRESET"),
 }
 # CUDA's words for errors 46, 214, 220, 714, 721 and 999; those of a kernel that reads where it must not are others.
 _CUDA_FAULTS = re.compile(
@@ -114,7 +106,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 def _is_fault(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _FAULTS
+        return errno.errorcode.get(error.errno or 0) in _FAULTS
     return isinstance(error, RuntimeError) and _CUDA_FAULTS.search(str(error)) is not None
 
 

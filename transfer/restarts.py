@@ -5,7 +5,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from widthwise.proxies.storage import Place
-from widthwise.proxies.validation import RunError
+from widthwise.proxies.validation import RunError, last_line
 from widthwise.transfer.failures import last_checkpoint
 
 RETRIES = 3
@@ -37,5 +37,5 @@ class Restarts(UserCallback):
         self.step = step
         if self.deaths > RETRIES:
             after = "before the first checkpoint" if step is None else f"after the checkpoint of step {step}"
-            told = str(next(iter(worker_exceptions.values()))).strip().rpartition("\n")[2]
+            told = last_line(next(iter(worker_exceptions.values())))
             raise RunError(f"workers died {self.deaths} times {after} ({told}); go on with --resume")

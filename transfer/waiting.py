@@ -49,6 +49,8 @@ def waiting_told(
                 waiting = not waiting
                 _tell(out, room, fewest, say)
 
+    # Of a run that was killed while it waited.
+    _forget(out)
     thread = Thread(target=look, daemon=True)
     thread.start()
     try:
@@ -56,8 +58,7 @@ def waiting_told(
     finally:
         ended.set()
         thread.join(SECONDS_FOR_AN_ANSWER)
-        with suppress(OSError):
-            (out / WAITING).unlink(missing_ok=True)
+        _forget(out)
 
 
 def waiting_for(out: Path) -> str | None:
@@ -80,9 +81,14 @@ def _needs(room: int, fewest: int) -> str:
 
 def _tell(out: Place, room: int, fewest: int, say: Callable[[str], None]) -> None:
     waits = room < fewest
-    with suppress(OSError):
-        if waits:
+    if waits:
+        with suppress(OSError):
             write_json(out / WAITING, {"room": room, "fewest": fewest})
-        else:
-            (out / WAITING).unlink(missing_ok=True)
+    else:
+        _forget(out)
     say(f"widthwise: {'waiting for nodes' if waits else 'nodes are back'}: {_needs(room, fewest)}")
+
+
+def _forget(out: Place) -> None:
+    with suppress(OSError):
+        (out / WAITING).unlink(missing_ok=True)

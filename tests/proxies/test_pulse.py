@@ -1,5 +1,6 @@
 """Signs of life of a run: one when its workers begin, and then one as often as is asked for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_a_run_says_when_it_begins_and_how_far_it_is(
     options = RunOptions(
         evaluations=2, checkpoint=tmp_path / "checkpoint", pulse=str(tmp_path / "pulse.json")
     )
+    monkeypatch.setattr(pulse, "SECONDS_BETWEEN_BEATS", math.inf)
     [begun] = beats(options)
     assert (begun.workers, begun.first_step, begun.step, begun.tokens_per_second) == (1, 0, 0, None)
     monkeypatch.setattr(pulse, "SECONDS_BETWEEN_BEATS", 0.0)

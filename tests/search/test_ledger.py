@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from optuna.trial import Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
+from widthwise.proxies.files import locked
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, Storage, folders, sweep
 from widthwise.search.books import MAX_FAILURES
@@ -286,6 +288,17 @@ def test_a_grid_is_tried_whole_whatever_fails(opened: Callable[..., Ledger]) -> 
         (point["lr"], point["weight_decay"], point["decay"]) for point in again.config.space.grid(8)
     }
     assert running[0][1].lr == played[2]["lr"]
+
+
+def test_what_confirms_a_grids_best_goes_on_after_a_death(opened: Callable[..., Ledger]) -> None:
+    fields: dict[str, Any] = {"sampler": "grid", "trials": 8, "finalists": 1, "seeds": 2}
+    ledger = opened(**fields)
+    play(ledger, 8)
+    number, tried = begin(ledger)
+    ledger.put_back(number)
+    assert begin(ledger) == (number, tried)
+    ledger.close()
+    assert begin(opened(resume=True, **fields)) == (number, tried)
 
 
 def quadratic(**fields: Any) -> dict[str, Any]:
@@ -629,6 +642,22 @@ def test_a_sweep_that_is_refused_leaves_nothing(tmp_path: Path, real_text: Path,
             storage=Storage.parse("postgresql+psycopg://me@127.0.0.1:1/no"),
         )
     assert [path.name for path in tmp_path.rglob("*")] == (["a", "sweep", "mine"] if exists else [])
+
+
+def test_a_sweep_that_comes_second_leaves_the_firsts_files(tmp_path: Path) -> None:
+    out, first = tmp_path / "sweep", ExitStack()
+
+    @folders.nothing_left(out)
+    def second() -> None:
+        out.mkdir()
+        first.enter_context(locked(out))
+        (out / "study.db").touch()
+        first.enter_context(locked(out))
+
+    with first:
+        with pytest.raises(ConfigError, match=" is in use by another process "):
+            second()
+        assert {path.name for path in out.iterdir()} == {".lock", "study.db"}
 
 
 def test_progress_says_what_a_trial_is_for(

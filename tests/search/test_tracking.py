@@ -163,6 +163,31 @@ def test_a_missing_package_is_told_before_anything_is_written(
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_run_that_is_begun_again_is_put_away_first(
+    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Heard:
+        def __init__(self, name: str, settings: Any) -> None:
+            heard.append(f"begin {name}")
+
+        def point(self, tokens: int, loss: float) -> None:
+            heard.append(f"point {tokens}")
+
+        def end(self, status: str | None) -> None:
+            heard.append(f"end {status}")
+
+    monkeypatch.setattr("widthwise.search.tracking.begin_with", lambda *_: Heard)
+    ledger, tracking = opened()
+    with tracking:
+        number = train(ledger, tracking, [20], status=None)
+        ledger.put_back(number)
+        assert train(ledger, tracking, [20, 40]) == number
+    begun = ["begin trial_0000", f"point {1024 * 20}"]
+    assert heard == [*begun, "end None", *begun, f"point {1024 * 40}", "end completed"]
+
+
 class Slow:
     """A tracker that answers when it is let go."""
 

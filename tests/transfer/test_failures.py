@@ -29,8 +29,8 @@ def made(out: Path, *steps: int) -> Path:
     return out
 
 
-def following_from(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
+def following_from(error: Exception, cause: Exception, how: str = "__cause__") -> Exception:
+    setattr(error, how, cause)
     return error
 
 
@@ -64,7 +64,12 @@ UNWRITTEN = CheckpointException("write", {1: (OSError(errno.EIO, "Input/output e
             "OSError: [Errno 5] Input/output error",
         ),
         (
-            following_from(ConfigError("data: x cannot be read"), TimeoutError(errno.ETIMEDOUT, "away")),
+            following_from(
+                # As `raise … from None` leaves it.
+                ConfigError("data: x cannot be read"),
+                TimeoutError(errno.ETIMEDOUT, "away"),
+                "__context__",
+            ),
             HardwareFault,
             "TimeoutError: [Errno 110] away",
         ),

@@ -6,8 +6,9 @@ from queue import SimpleQueue
 
 import pytest
 
+from widthwise.proxies.files import write_json
 from widthwise.transfer import waiting
-from widthwise.transfer.waiting import waiting_for, waiting_told
+from widthwise.transfer.waiting import WAITING, waiting_for, waiting_told
 
 NODE = {"CPU": 2.0, "GPU": 1.0, "memory": 1e9}
 WAITS = "the run needs 3 workers, and Ray has room for 2"
@@ -44,6 +45,13 @@ def test_too_few_nodes_are_told_once_and_stand_in_the_folder(tmp_path: Path) -> 
         (f"widthwise: waiting for nodes: {WAITS}", WAITS),
         ("widthwise: nodes are back: the run needs 3 workers, and Ray has room for 4", None),
     ]
+
+
+def test_what_was_killed_while_it_waited_does_not_wait_when_it_goes_on(tmp_path: Path) -> None:
+    write_json(tmp_path / WAITING, {"room": 2, "fewest": 3})
+    assert waiting_for(tmp_path) == WAITS
+    with waiting_told(tmp_path, {"CPU": 1}, 1, lambda: [NODE], lambda line: None):
+        assert waiting_for(tmp_path) is None
 
 
 def test_what_waits_at_the_end_waits_no_more(tmp_path: Path) -> None:
