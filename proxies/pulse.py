@@ -6,7 +6,7 @@ from pathlib import Path
 
 from widthwise.proxies.files import read_json, write_json
 from widthwise.proxies.storage import Place, place
-from widthwise.proxies.validation import ConfigError, DiskFull, Record
+from widthwise.proxies.validation import ConfigError, Record
 
 PULSE = "pulse.json"
 """The file's name in a run's folder."""
@@ -77,6 +77,6 @@ class Pulse:
             step=step,
             tokens_per_second=speed,
         )
-        # What ends a run is a checkpoint that cannot be written, not this.
-        with suppress(OSError, DiskFull):
+        # What ends a run is a checkpoint that cannot be written, not this, whatever a storage raises.
+        with suppress(Exception):
             write_json(self.path, found.model_dump())

@@ -107,7 +107,8 @@ def quasi_random(config: "SweepConfig", place: int) -> dict[str, Any]:
         for (name, (low, high)), share in zip(ranges.items(), unit, strict=False)
     }
     if config.halvings:
-        point["halvings"] = int(unit[4] * (config.halvings + 1))
+        # The first has the whole horizon: some trial must.
+        point["halvings"] = int(unit[4] * (config.halvings + 1)) if place else 0
     return {**point, "decay": space.decay[int(unit[3] * len(space.decay))]}
 
 

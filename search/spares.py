@@ -35,7 +35,7 @@ class Spares:
         for node in nodes:
             if node["NodeID"] not in self._known:
                 self._known.add(node["NodeID"])
-                with suppress(ImportError, AttributeError, grpc.RpcError):
+                with suppress(ImportError, AttributeError, TypeError, ValueError, grpc.RpcError):
                     _start(node, self._number)
 
 

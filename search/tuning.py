@@ -39,16 +39,18 @@ def run_trials(
 ) -> None:
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
     share = _gpu_share(placement, resources.get("GPU", 0.0))
-    limit = placement.concurrency or _capacity(resources, share)
+    capacity = max(1, _room(resources, share))
+    limit = placement.concurrency or capacity
     # On the nodes of a cluster, where trials go on that lost theirs.
     most = 0 if placement.address is None else limit
     spares = Spares(lambda free: min(most, _room(free, share)))
     fuse = _Fuse()
+    proposer = _Proposer(books, limit, capacity, listeners, fuse)
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
-                search_alg=_Proposer(books, limit, listeners, fuse),
+                search_alg=proposer,
                 scheduler=_Stopper(books, listeners, fuse),
                 num_samples=-1,
                 # All workers start at once then. One after the other, as else, the last may never come to be: a worker
@@ -57,7 +59,9 @@ def run_trials(
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares)]),
+            run_config=tune.RunConfig(
+                storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares, proposer, share)]
+            ),
         ).fit()
 
 
@@ -81,8 +85,8 @@ class _Watch(tune.Callback):
     It ends the run when the books cannot be kept, too.
     """
 
-    def __init__(self, fuse: _Fuse, spares: Spares) -> None:
-        self.fuse, self.spares = fuse, spares
+    def __init__(self, fuse: _Fuse, spares: Spares, proposer: "_Proposer", share: float) -> None:
+        self.fuse, self.spares, self.proposer, self.share = fuse, spares, proposer, share
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -94,6 +98,7 @@ class _Watch(tune.Callback):
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
+        self.proposer.room = sum(_room(node["Resources"], self.share) for node in nodes)
         # A trial that is about to start has no place on a node yet.
         if all(trial.status != Trial.PENDING for trial in trials):
             self.spares.look(nodes)
@@ -107,18 +112,26 @@ class _Unsaved:
 
 
 class _Proposer(_Unsaved, Searcher):
-    """Hands the books' trials to Tune, and Tune's endings to the books."""
+    """Hands the books' trials to Tune, and Tune's endings to the books.
 
-    def __init__(self, books: Books, limit: int, listeners: Sequence[Listener], fuse: _Fuse) -> None:
+    Attributes:
+        limit: trials at a time, at most.
+        room: trials that the cluster's nodes hold at a time.
+    """
+
+    def __init__(
+        self, books: Books, limit: int, room: int, listeners: Sequence[Listener], fuse: _Fuse
+    ) -> None:
         # No metric: Tune would refuse a result without it, and a failed trial has none.
         super().__init__()
-        self.books, self.limit, self.listeners, self.fuse = books, limit, listeners, fuse
+        self.books, self.limit, self.room, self.listeners, self.fuse = books, limit, room, listeners, fuse
         self.numbers: dict[str, int] = {}
         self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> Any:
-        # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are.
-        if self.fuse.error or len(self.books.live) >= self.limit:
+        # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
+        # place at most, so that a cluster that can grow does.
+        if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):
             return None
         trial = self.books.next()
         if trial == "wait":
@@ -192,10 +205,6 @@ def _gpu_share(placement: Placement, gpus: float) -> float:
     assert placement.gpus_per_trial != "auto"
     placement.require_gpus(gpus)
     return placement.gpus_per_trial
-
-
-def _capacity(resources: Mapping[str, float], share: float) -> int:
-    return max(1, _room(resources, share))
 
 
 def _room(resources: Mapping[str, float], share: float) -> int:

@@ -84,7 +84,7 @@ def handed_out(proposer: _Proposer, names: str) -> list[bool]:
 
 
 def test_trials_that_run_out_of_memory_are_recorded_and_fewer_run_at_a_time(ledger: Ledger) -> None:
-    proposer = _Proposer(ledger, 4, [], _Fuse())
+    proposer = _Proposer(ledger, 4, 4, [], _Fuse())
     assert handed_out(proposer, "abcde") == [True] * 4 + [False]
     for name in "abc":
         proposer.on_trial_complete(name, {"status": "failed", "error": FULL})
@@ -101,7 +101,7 @@ def test_trials_that_run_out_of_memory_are_recorded_and_fewer_run_at_a_time(ledg
 
 
 def test_any_other_failure_lets_as_many_run_as_before(ledger: Ledger) -> None:
-    proposer = _Proposer(ledger, 2, [], _Fuse())
+    proposer = _Proposer(ledger, 2, 2, [], _Fuse())
     assert handed_out(proposer, "ab") == [True] * 2
     proposer.on_trial_complete("a", {"status": "failed", "error": "OSError: no space left"})
     assert handed_out(proposer, "cd") == [True, False]
