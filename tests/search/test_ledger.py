@@ -194,7 +194,7 @@ def test_a_trial_whose_worker_dies_is_begun_again_twice(opened: Callable[..., Le
     from widthwise.search.tuning import _Fuse, _Proposer
 
     ledger = opened()
-    proposer, numbers = _Proposer(ledger, 1, (), _Fuse()), []
+    proposer, numbers = _Proposer(ledger, 1, 1, (), _Fuse()), []
     for attempt in ("first", "second", "third"):
         numbers.append(proposer.suggest(attempt)["number"])
         # So Tune tells of a worker that died in a trial, and of one that died before it.
