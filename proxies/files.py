@@ -142,6 +142,9 @@ def _read_text(path: Place, what: str) -> str:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}, must be {what}") from None
 
 
+LOCK = ".lock"
+
+
 @contextmanager
 def locked(folder: Place) -> Iterator[None]:
     """Hold `folder` against other processes; the lock goes with the process, however that ends.
@@ -155,7 +158,7 @@ def locked(folder: Place) -> Iterator[None]:
         yield
         return
     try:
-        file = (folder / ".lock").open("w")
+        file = (folder / LOCK).open("w")
     except OSError as error:
         raise ConfigError(f"out: {folder} cannot be written ({error.strerror})") from None
     with file:
@@ -169,7 +172,7 @@ def locked(folder: Place) -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Return whether a living process holds `folder` as `locked` does; nothing is written."""
     try:
-        with (folder / ".lock").open("rb") as file:
+        with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -88,7 +88,7 @@ class Books(ABC):
         Raises:
             ConfigError: where the folder holds something else, cannot be written, or is in use, or so the study.
         """
-        self.out, self.layout = out, layout
+        self.out, self.layout, self._identity = out, layout, identity
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
         # What the live trials have reported, and the trials as they were read after the last change: nobody else writes
@@ -117,6 +117,8 @@ class Books(ABC):
             what = f"the {self.layout.what} in {self.out}"
             raise ConfigError(f"data: must hold the tokens that {what} was started with, but differs")
         self.study.set_user_attr("data_fingerprint", fingerprint)
+        # Not before: a resumption that is refused changes nothing.
+        identify(self.study, self.layout, self._identity)
 
     def close(self) -> None:
         """Release the folder and the study."""
@@ -234,7 +236,7 @@ class Books(ABC):
         }
 
     def _agree(self, identity: Mapping[str, Any], may_change: frozenset[str]) -> None:
-        """Store the identity with a new study; a resumed one must have the same, but for what may change."""
+        """Raise a ConfigError where a resumed study is about something else, but for what may change."""
         stored = self.study.user_attrs.get("config", {})
         for name, value in identity.items():
             # What a later version knows besides was not asked when the study was started.
@@ -242,7 +244,8 @@ class Books(ABC):
                 where, was, now = difference(name, stored[name], value)
                 rule = f"must be as the {self.layout.what} in {self.out} was started, {was}"
                 raise ConfigError(f"{where}: {rule}, got {now}")
-        identify(self.study, self.layout, identity)
+        if not stored:
+            identify(self.study, self.layout, identity)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials, or those in one of these states; a live one may lack what was drawn or set last."""

@@ -3,22 +3,28 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from widthwise.proxies.files import LOCK, is_locked, locked
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import require_same_version
 
 # Seconds for an address to answer; the command line promises an error within 20.
 ANSWER_SECONDS = 8
+# Age from which a session's folder that nobody has locked is nobody's.
+SECONDS_UNLOCKED = 60
 
 
 @contextmanager
@@ -39,7 +45,7 @@ def ray_session(
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
     with (
         _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()),
-        tempfile.TemporaryDirectory(prefix="ww-", dir=_SOCKETS, ignore_cleanup_errors=True) as folder,
+        _session_folder() as folder,
     ):
         import ray
 
@@ -61,6 +67,22 @@ def ray_session(
                 yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _session_folder() -> Iterator[str]:
+    """A folder for Ray's session; those of processes that were killed are removed on the way."""
+    for left in Path(_SOCKETS).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            # A new one is locked a moment after it is made.
+            old = time.time() - left.stat().st_mtime > SECONDS_UNLOCKED
+            if old and (left / LOCK).exists() and not is_locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_SOCKETS, ignore_cleanup_errors=True) as folder,
+        locked(Path(folder)),
+    ):
+        yield folder
 
 
 @contextmanager
@@ -120,7 +142,7 @@ def _require_listener(address: str) -> None:
 
 
 # Where Ray's session folder goes: sockets' paths must be short.
-_SOCKETS = "/tmp"
+_SOCKETS, _PREFIX = "/tmp", "ww-"
 
 # Ray reads most of these when it is imported.
 _QUIET = {
@@ -140,6 +162,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
+    # Seconds to look for Ray's other processes when they are gone, as after SIGTERM to all of them; 60 else.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     # A worker per core, at once, that nobody takes: Tune's and Train's actors have runtime environments of their own.
     "RAY_prestart_worker_first_driver": "0",
     # A process that looks out for a node to be taken away: this one is not.

@@ -13,5 +13,8 @@ class Listener(Protocol):
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """An evaluation: ``step``, ``loss``, ``tokens``, ``seconds``, and the share of the steps, ``progress``."""
 
+    def died(self, number: int) -> None:
+        """The worker of a trial died; the trial is handed out again, and goes on from its checkpoint."""
+
     def ended(self, number: int) -> None:
         """The books know how the trial ended."""

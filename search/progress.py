@@ -72,6 +72,11 @@ class Progress:
         self.parts[number] = result["progress"]
         self._draw()
 
+    def died(self, number: int) -> None:
+        """Say that a trial is started again."""
+        name = self.books.label(self.books.record(number))
+        self.warn(f"{name}: its worker died; it is started again, from its last checkpoint")
+
     def ended(self, number: int) -> None:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}

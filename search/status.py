@@ -84,7 +84,12 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _best(ended: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-    completed = [one for one in ended if one.user_attrs.get("status") == "completed"]
+    # Another seed of a setting is no better setting.
+    completed = [
+        one
+        for one in ended
+        if one.user_attrs.get("status") == "completed" and "confirms" not in one.user_attrs
+    ]
     if not completed:
         return None
     best = min(completed, key=lambda one: one.values[0])

@@ -90,6 +90,9 @@ class Tracking:
         for channel in self.channels:
             self._tell(channel, channel.point, name, step * self.tokens_per_step, loss)
 
+    def died(self, number: int) -> None:
+        """Nothing: the trial's run stays open until it is begun again."""
+
     def ended(self, number: int) -> None:
         """Tell of the end of a trial that began."""
         for channel in self.channels:

@@ -158,6 +158,8 @@ class _Proposer(_Unsaved, Searcher):
         if error and self.deaths[number] < RETRIES:
             self.deaths[number] += 1
             self.books.put_back(number)
+            for listener in self.listeners:
+                listener.died(number)
             return
         outcome = dict(result or {})
         if "measured" in outcome:

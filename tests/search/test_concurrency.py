@@ -27,6 +27,9 @@ class Workers:
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         self.pids[number] = result["pid"]
 
+    def died(self, number: int) -> None:
+        pass
+
     def ended(self, number: int) -> None:
         pass
 

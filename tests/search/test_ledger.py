@@ -21,6 +21,7 @@ from widthwise.search.ledger import Ledger
 from widthwise.search.progress import Progress
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
+from widthwise.search.status import study_status
 from widthwise.search.stored import stored_config
 from widthwise.search.sweeping import result_of
 
@@ -433,6 +434,7 @@ def test_a_resumed_sweep_may_have_more_trials_and_seeds(opened: Callable[..., Le
     play(first, 10)
     first.close()
     larger = opened(resume=True, trials=8, finalists=1, seeds=4, concurrency=3)
+    larger.require_data("tokens")
     play(larger, 2)
     best = larger.finalists()[0].number
     play(larger, 4 - 1 - len(larger.confirmations(best)))
@@ -604,6 +606,49 @@ def test_a_resumed_sweep_must_see_the_same_tokens_wherever_they_lie(
     assert str(caught.value) == (
         f"data: must hold the tokens that the sweep in {folder} was started with, but differs"
     )
+
+
+def test_a_resumption_that_is_refused_for_its_data_changes_nothing(opened: Callable[..., Ledger]) -> None:
+    first = opened(data="here", trials=5)
+    first.require_data("one")
+    first.close()
+    refused = opened(resume=True, data="elsewhere", trials=6)
+    with pytest.raises(ConfigError):
+        refused.require_data("two")
+    stored = refused.study.user_attrs["config"]
+    assert (stored["data"], stored["trials"]) == ("here", 5)
+    refused.close()
+    again = opened(resume=True, data="there", trials=6)
+    again.require_data("one")
+    stored = again.study.user_attrs["config"]
+    assert (stored["data"], stored["trials"]) == ("there", 6)
+
+
+def test_a_worker_that_died_is_one_line(
+    opened: Callable[..., Ledger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = opened(trials=5)
+    number, _ = begin(ledger)
+    with Progress(ledger) as progress:
+        ledger.put_back(number)
+        progress.died(number)
+    said = f"widthwise: trial {number}: its worker died; it is started again, from its last checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+
+
+def test_the_best_trial_of_a_status_is_no_confirmation(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    ledger = opened(trials=5, finalists=1, seeds=2)
+    while not ledger.is_finished():
+        number, tried = begin(ledger)
+        lucky = 10.0 * (ledger.record(number)["confirms"] is not None)
+        ledger.finish(number, "completed", {"loss": made_up_loss(tried) - lucky})
+    best = min(
+        (one for one in ledger.records() if one["confirms"] is None), key=lambda record: record["loss"]
+    )
+    status = study_status(tmp_path / "sweep")
+    assert status is not None
+    found = status["best"]
+    assert (found["trial"], found["loss"]) == (str(best["number"]), best["loss"])
 
 
 def test_a_trial_at_its_full_budget_is_not_stopped(opened: Callable[..., Ledger]) -> None:

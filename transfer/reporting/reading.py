@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from widthwise.proxies.files import is_locked, read_json
+from widthwise.proxies.files import LOCK, is_locked, read_json
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search import SweepConfig
 from widthwise.search.front import front
@@ -124,7 +124,7 @@ class RunFolder:
         """How the run ended, or ``in progress``, or ``interrupted`` where nobody works at it any more."""
         if self.result:
             return self.result.status
-        begun = (self.folder / ".lock").exists()
+        begun = (self.folder / LOCK).exists()
         return "interrupted" if begun and not is_locked(self.folder) else "in progress"
 
     @property
