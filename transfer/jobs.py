@@ -165,9 +165,7 @@ class Cluster:
         job = self.job(job_id)
         with _told():
             metadata = self._client.get_job_info(job_id).metadata or {}
-        if "argv" not in metadata:
-            raise ConfigError(f"job: {job_id} was not sent by a widthwise that keeps its command")
-        argv = resumed(job, json.loads(metadata["argv"]), abort_on)
+        argv = resumed(job, json.loads(metadata.get("argv", "null")), abort_on)
         return self.submit(Submission(argv=argv, out=job.out, files=None, wheel=wheel)), job.out
 
     def log(self, job_id: str) -> str:
@@ -204,14 +202,17 @@ class Cluster:
         return job
 
 
-def resumed(job: Job, argv: Sequence[str], abort_on: str | None) -> list[str]:
-    """Return the command that goes on with a job's run.
+def resumed(job: Job, argv: Sequence[str] | None, abort_on: str | None) -> list[str]:
+    """Return the command that goes on with a job's run, which `argv` began.
 
     Raises:
-        ConfigError: the job has not ended, or its run has come to an end that it would come to again.
+        ConfigError: the job has not ended, its command is not known (None), or its run has come to an end that it
+            would come to again.
     """
     if not job.ended or job.verdict == "completed":
         raise ConfigError(f"job: must have ended before its run was completed, got {job.verdict} {job.id}")
+    if argv is None:
+        raise ConfigError(f"job: {job.id} was not sent by a widthwise that keeps its command")
     kept = [one for one in argv if one != "--resume"]
     if abort_on is not None:
         kept = [one for one in kept if not one.startswith("--abort-on=")] + [f"--abort-on={abort_on}"]

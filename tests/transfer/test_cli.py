@@ -365,7 +365,9 @@ def test_a_sweep_that_has_not_finished_is_named_where_its_recipe_is_read(
     recipe.save(out / "recipe.json")
     assert exit_status("scale", str(out), "--width", "128", "--json") == 0
     assert capsys.readouterr().err == ""
-    Ledger(config.model_copy(update={"trials": 8}), out, resume=True).close()
+    longer = Ledger(config.model_copy(update={"trials": 8}), out, resume=True)
+    longer.require_data("tokens")
+    longer.close()
     assert exit_status("scale", str(out), "--width", "128", "--json") == 0
     said = f"widthwise: the sweep in {out} has not finished since its recipe; {resume}\n"
     assert capsys.readouterr().err == said
