@@ -50,8 +50,11 @@ def sweep(cluster: Any, start: Callable[..., Any], real_text: Path, tmp_path: Pa
 def require_all_completed(running: Any) -> None:
     status, _, said = running.finish()
     assert status == 0, said
-    told = [line.split(",")[0] for line in said.splitlines()[3:]]
+    died, told = [], []
+    for line in said.splitlines()[3:]:
+        (died if line.startswith("widthwise: trial ") else told).append(line.split(",")[0])
     assert told == [f"trial {number} completed" for number in range(3)], said
+    assert [line.partition(": its worker")[1] for line in died] == [": its worker"], said
 
 
 @pytest.mark.ray

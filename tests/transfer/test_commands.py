@@ -259,14 +259,19 @@ def test_data_writes_shards_and_names_them(
     Path("a.txt").write_bytes(b"ab" * 450)
     Path("b.txt").write_bytes(b"c" * 100)
     options = "--shard-tokens 500 --validation-fraction 0.1 --json"
+    short = (
+        "the longest validation shard holds 100 tokens: a context of up to 99 fits, the usual 128 does not"
+    )
     paths = [f"shards/{name}.bin" for name in ("train_000000", "train_000001", "val_000000")]
     assert run(capsys, f"data a.txt b.txt --out shards {options}") == (
         0,
         json.dumps({"shards": paths}) + "\n",
-        "",
+        f"widthwise: {short}\n",
     )
     assert [len(read_shard(path)) for path in paths] == [500, 400, 100]
-    assert run(capsys, "data a.txt --out more") == (0, "more/train_000000.bin\nmore/val_000000.bin\n", "")
+    status, printed, said = run(capsys, "data a.txt --out more")
+    assert (status, printed) == (0, "more/train_000000.bin\nmore/val_000000.bin\n")
+    assert said.startswith("widthwise: the longest validation shard holds 45 tokens: ")
     message = "out: must hold no .bin files, got 3 in shards (train_000000.bin)"
     assert run(capsys, "data a.txt --out shards") == refused(message)
     assert run(capsys, "data --out other") == refused("data: must name at least one file, got none")

@@ -187,7 +187,8 @@ def record(
     number: int, decay: str, loss: float, status: str = "completed", confirms: int | None = None
 ) -> dict[str, Any]:
     ended = {"status": status, "loss": loss, "confirms": confirms, "fitted": False}
-    return {"number": number, "hyperparameters": {"decay": decay}, **ended}
+    tried = {"hyperparameters": {"decay": decay}, "horizon": SweepConfig().horizon.tokens}
+    return {"number": number, **tried, **ended}
 
 
 def test_the_finalists_fit_a_terminal(tmp_path: Path) -> None:

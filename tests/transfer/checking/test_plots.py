@@ -215,7 +215,7 @@ def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[
         (
             folder,
             ("--out", "a.png", "--what", "l"),
-            f"what: must be one of {kinds}, diagnostics, bands, got 'l'",
+            f"what: must be one of {kinds}, diagnostics, bands, front, got 'l'",
         ),
         (
             folder,
