@@ -129,7 +129,7 @@ def copy(folder: Path) -> Path:
         "docs/module-decay.md",
         "docs/diagnostics.md",
         "docs/hugging-face.md",
-        "docs/check.md",
+        pytest.param("docs/check.md", marks=pytest.mark.slow),  # trains nine proxies
     ],
 )
 def test_the_examples_of_the_documentation_run(page: str, tmp_path: Path) -> None:
