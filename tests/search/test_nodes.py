@@ -58,6 +58,7 @@ def require_all_completed(running: Any) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_node_that_is_lost_costs_no_trial(cluster: Any, sweep: Callable[[int], Any]) -> None:
     lost = cluster()
     running = sweep(50)
