@@ -53,12 +53,31 @@ def base_settings(hyperparameters: Hyperparameters) -> dict[Kind, KindSettings]:
 
 
 def run(
-    spec: RunSpec, options: RunOptions, on_metrics: Callable[[Metrics], object] | None = None
+    spec: RunSpec,
+    options: RunOptions,
+    on_metrics: Callable[[Metrics], object] | None = None,
+    *,
+    on_resumed: Callable[[Metrics], object] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> TrainResult:
     """Build the model and its optimizer and train; `options.seed` decides initialisation and batches.
 
     With several workers the process group must exist.
+
+    Args:
+        spec: what is trained.
+        options: how.
+        on_metrics: as of `train`.
+        on_resumed: as of `train`.
+        on_step: called before each optimizer step, on every worker.
     """
+
+    def before_step(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if on_step is not None:
+            on_step()
+        if spec.module_decay is not None:
+            spec.module_decay(step, model, optimizer)
+
     model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
     optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
     return train(
@@ -69,7 +88,8 @@ def run(
         context=spec.model.context,
         options=options,
         on_metrics=on_metrics,
-        before_step=spec.module_decay,
+        on_resumed=on_resumed,
+        before_step=before_step,
     )
 
 

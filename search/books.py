@@ -106,6 +106,7 @@ class Books(ABC):
             self._agree(identity, may_change)
             self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
             self.write_records()
+            self.tidy()
         except BaseException:
             self.close()
             raise
@@ -190,6 +191,12 @@ class Books(ABC):
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
+
+    def tidy(self) -> None:
+        """Remove what lies in finished trials' folders: one that is stopped may write a checkpoint after its end."""
+        for trial in self._trials():
+            if trial.state.is_finished():
+                shutil.rmtree(self.folder(trial.number), ignore_errors=True)
 
     def record(self, number: int) -> dict[str, Any]:
         """Return a trial, finished or not, as plain data."""

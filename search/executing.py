@@ -89,6 +89,7 @@ def execute(
         run_trials(
             books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
         )
+    books.tidy()
     if len(books.failures) >= MAX_FAILURES:
         failed = f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}"
         raise RunError(f"{failed}; mend it and go on with --resume ({books.out})")

@@ -1,7 +1,9 @@
 """One trial inside Ray Tune: a proxy trained in a folder of its own."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,37 +23,80 @@ def trainable(config: Mapping[str, Any]) -> None:
     Whatever goes wrong in the trial itself is reported as its outcome, so that an error that Tune sees
     is one of the infrastructure.
     """
+    # Seconds that Tune waits for a trial that it has stopped before it takes the worker for broken; steps may be long.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     torch.set_num_threads(1)
+    with ThreadPoolExecutor(1) as thread:
+        reports = Reports(thread)
+        outcome = outcome_of(config, reports)
+        # The worker goes on to another trial; meanwhile its neighbours may want the memory.
+        torch.cuda.empty_cache()
+        reports.tell(outcome)
+        reports.wait()
+
+
+class Reports:
+    """Tells Tune of a trial that trains on meanwhile: the driver takes its time for every report.
+
+    The driver has heard of every evaluation but the last. A trial that Tune has ended leaves by a SystemExit, which
+    ``tune.report`` raises.
+
+    Args:
+        thread: of one worker, in which the reports wait for their answers.
+    """
+
+    def __init__(self, thread: Executor) -> None:
+        self.thread = thread
+        self.last: Future[None] | None = None
+
+    def tell(self, report: Mapping[str, Any]) -> None:
+        """Report, once the report before has been heard."""
+        self.wait()
+        self.last = self.thread.submit(tune.report, dict(report))
+
+    def wait(self) -> None:
+        """Wait until the last report has been heard."""
+        if self.last is not None:
+            self.last.result()
+
+    def look(self) -> None:
+        """Leave if Tune has ended the trial."""
+        if self.last is not None and self.last.done():
+            self.last.result()
+
+
+def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
+    """Train, telling of every evaluation, and return what is to be told of the end."""
     checkpoint = Path(config["folder"]) / "checkpoint.pt"
     options = RunOptions(checkpoint=checkpoint, **config["options"], **device_options())
     spec = RunSpec.model_validate_json(config["spec"])
-    try:
-        try:
-            result = run(spec, options, _reporting(spec))
-        except DamagedCheckpoint:
-            checkpoint.unlink()
-            result = run(spec, options, _reporting(spec))
-    except Exception as error:
-        tune.report({"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")})
-        return
-    finally:
-        # The worker goes on to another trial; meanwhile its neighbours may want the memory.
-        torch.cuda.empty_cache()
-    outcome = {"status": result.status, "loss": result.loss, "step": result.steps}
-    # Text, because Tune keeps statistics of every number in a report.
-    measured = json.dumps(_measured(result))
-    tune.report({**outcome, "tokens": result.tokens, "seconds": result.seconds, "measured": measured})
 
-
-def _reporting(spec: RunSpec) -> Callable[[Metrics], None]:
-    """Return what reports a run's evaluations to Tune."""
-
-    def report(metrics: Metrics) -> None:
+    def tell(metrics: Metrics) -> None:
         names = ("loss", "step", "tokens", "seconds")
         values = {name: getattr(metrics, name) for name in names}
-        tune.report({"status": "running", "progress": metrics.step / spec.horizon.steps, **values})
+        reports.tell({"status": "running", "progress": metrics.step / spec.horizon.steps, **values})
 
-    return report
+    def trained() -> TrainResult:
+        # The last evaluation before the checkpoint may not have been heard of when the worker was killed.
+        return run(spec, options, tell, on_resumed=tell, on_step=reports.look)
+
+    try:
+        try:
+            result = trained()
+        except DamagedCheckpoint:
+            checkpoint.unlink()
+            result = trained()
+    except Exception as error:
+        return {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
+    return {
+        "status": result.status,
+        "loss": result.loss,
+        "step": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        # Text, because Tune keeps statistics of every number in a report.
+        "measured": json.dumps(_measured(result)),
+    }
 
 
 def _measured(result: TrainResult) -> dict[str, Any]:

@@ -191,8 +191,9 @@ class _Stopper(_Unsaved, FIFOScheduler):
         self.books, self.listeners, self.fuse = books, listeners, fuse
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        stop = False
-        if result["status"] == "running" and not self.fuse.error:
+        # An outcome is a trial's last word.
+        stop = result["status"] != "running"
+        if not stop and not self.fuse.error:
             number = trial.config["number"]
             with self.fuse.held():
                 stop = self.books.report(number, result["step"], result["loss"])

@@ -93,10 +93,12 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(decay: str, 
     whole, halved = (
         RunOptions(seed=3, evaluations=5, checkpoint=tmp_path / name) for name in ("whole", "halved")
     )
-    straight = run(spec(decay), whole)
-    stopped = run(spec(decay), halved, on_metrics=lambda metrics: metrics.step >= 16)
-    assert (stopped.status, stopped.steps, stopped.tokens) == ("stopped", 16, 1024)
-    resumed = run(spec(decay), halved)
+    told = list[Metrics]()
+    straight = run(spec(decay), whole, on_resumed=told.append)
+    stopped = run(spec(decay), halved, lambda metrics: metrics.step >= 16, on_resumed=told.append)
+    assert (stopped.status, stopped.steps, stopped.tokens, told) == ("stopped", 16, 1024, [])
+    resumed = run(spec(decay), halved, on_resumed=told.append)
+    assert told == stopped.history[-1:]
     assert (resumed.status, resumed.steps) == ("completed", STEPS)
     assert_same_outcome((straight, tmp_path / "whole"), (resumed, tmp_path / "halved"))
 

@@ -91,6 +91,21 @@ def test_the_study_is_optunas_and_its_best_value_is_the_best_record(opened: Call
     assert stored_config(ledger.out) == ledger.config
 
 
+def test_a_checkpoint_that_a_stopped_trial_wrote_after_its_end_is_removed(
+    opened: Callable[..., Ledger],
+) -> None:
+    ledger = opened()
+    stopped, running = (begin(ledger)[0] for _ in range(2))
+    ledger.finish(stopped, "stopped", {"loss": 4.5, "tokens": 30720, "seconds": 0.75})
+    folders = [ledger.folder(number) for number in (stopped, running)]
+    for tidied in (ledger.tidy, lambda: opened(resume=True)):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        tidied()
+        assert [folder.exists() for folder in folders] == [False, True]
+        ledger.close()
+
+
 def test_trials_jsonl_says_how_every_trial_ended(opened: Callable[..., Ledger]) -> None:
     ledger = opened(space=SearchSpace(decay=("huber",)), trials=8)
     running = [begin(ledger) for _ in range(5)]
