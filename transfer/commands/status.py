@@ -43,6 +43,8 @@ def lines(part: Mapping[str, Any]) -> list[str]:
 
 
 def _going_on(part: Mapping[str, Any]) -> list[str]:
+    if part["state"] == "finished" and part["kind"] == "sweep":
+        return [f"  next: {shlex.join(['widthwise', 'scale', part['folder'], '--width', '1024'])}"]
     if part["state"] != "interrupted":
         return []
     if part["kind"] == "sweep":
