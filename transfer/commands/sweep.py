@@ -1,6 +1,7 @@
 """``widthwise sweep``: tune η, λ and c on a proxy; ends with a recipe."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,10 @@ class Sweep:
         """Return what Ctrl-C left, and how to go on."""
         records = self.out / "trials.jsonl"
         kept = len(records.read_text(encoding="utf-8").splitlines()) if records.exists() else 0
-        are = "trial is" if kept == 1 else "trials are"
-        return f"{kept} {are} kept; go on with: widthwise sweep --resume --out {self.out}"
+        said = (
+            f"{kept} {'trial is' if kept == 1 else 'trials are'} kept" if kept else "no trial has ended yet"
+        )
+        return f"{said}; go on with: {shlex.join(['widthwise', 'sweep', '--resume', '--out', str(self.out)])}"
 
     def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
