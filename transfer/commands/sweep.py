@@ -88,8 +88,11 @@ class Sweep:
             result = self._swept()
         recipe = save_recipe(result, self.out)
         if self.json:
+            from widthwise.transfer.standing import standing_at_end
+
+            stands = standing_at_end(self.out, storage_of(self.storage, self.study_name))
             document = {"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}
-            print(json.dumps(document | ({} if result.front is None else {"front": result.front})))
+            print(json.dumps(document | stands))
         elif self.quiet:
             print(self.out / "recipe.json")
         else:
