@@ -120,7 +120,8 @@ def _complaint(details: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
-        return f"unknown field{nearest(str(details['loc'][-1]), _fields(model, details['loc'][:-1]))}"
+        name = str(details["loc"][-1])
+        return f"unknown field{_elsewhere(name, model) or nearest(name, _fields(model, details['loc'][:-1]))}"
     if kind == "literal_error":
         choices = context["expected"]
         words = re.findall("'([^']*)'", choices)
@@ -137,6 +138,19 @@ def _as_written(value: Any) -> str:
     if value is None or isinstance(value, bool | list | tuple | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return repr(value)
+
+
+def _elsewhere(name: str, model: type[BaseModel]) -> str:
+    """Return ``; did you mean 'section.name'?`` where a field of this name stands elsewhere in a record, or nothing."""
+    sections: list[tuple[str, type[BaseModel]]] = [("", model)]
+    for head, record in sections:
+        for own, field in record.model_fields.items():
+            place = f"{head}{field.alias or own}"
+            if name == (field.alias or own):
+                return f"; did you mean {place!r}{'' if head else ' at the top, before all sections'}?"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                sections.append((f"{place}.", field.annotation))
+    return ""
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -24,6 +24,7 @@ from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, difference
 from widthwise.search.folders import Layout, identify, opened, require_folder
 from widthwise.search.front import curve_of, loss_of
+from widthwise.search.outlook import Outlook
 from widthwise.search.storage import Storage
 
 # After so many failures in one session something is wrong that no further trial will cure.
@@ -129,6 +130,10 @@ class Books(ABC):
     @abstractmethod
     def total(self) -> int:
         """Trials in all, as far as is known."""
+
+    def outlook(self) -> Outlook | None:
+        """Return what the trials that have not ended are expected to take; None where nothing tells."""
+        return None
 
     @abstractmethod
     def run(self, trial: Trial) -> Run:

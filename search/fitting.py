@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import geometric_mean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,8 @@ class Fit:
         huber_c: geometric mean over the trials of this form; not fitted, because it matters less than they scatter.
         lr_interval, weight_decay_interval: central 95 % of the minimum, from the coefficients' t distribution.
         loss: of the quadratic at its minimum, nats per token.
+        curvature: what (Δx², Δx·Δy, Δy²) are multiplied by in it, in nats per token, x = log2 η and y = log2 λ being
+            counted from the minimum.
         residual: standard deviation of the trials about the quadratic, nats per token.
         regret: 95th percentile of what the minimum may cost, the coefficients being uncertain, nats per token.
     """
@@ -64,12 +66,21 @@ class Fit:
     lr_interval: tuple[float, float] | None = None
     weight_decay_interval: tuple[float, float] | None = None
     loss: float | None = None
+    curvature: tuple[float, float, float] | None = None
     residual: float | None = None
     regret: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the fit as plain data."""
         return asdict(self)
+
+    def along(self, name: Literal["lr", "weight_decay"], value: float) -> float | None:
+        """Return the quadratic's least loss at a value of η, over λ, or of λ, over η; None where it has no minimum."""
+        best = getattr(self, name)
+        if self.curvature is None or self.loss is None or best is None:
+            return None
+        own, mixed, other = self.curvature if name == "lr" else self.curvature[::-1]
+        return self.loss + (own - mixed**2 / (4 * other)) * math.log2(value / best) ** 2
 
     def parameters(self) -> dict[str, Any]:
         """Return the minimum as a search space draws it."""
@@ -106,11 +117,12 @@ def fit_minimum(tried: Sequence[Tried], *, seed: int = 0) -> Fit:
         return Fit(trials=len(near), problem="the trials lie on a line")
     coefficients, covariance, residual = _least_squares(terms, np.array([one.loss for one in near]))
     fit = _judged(coefficients[:SHAPE], covariance[:SHAPE, :SHAPE], residual, unit, terms.shape[1], seed)
-    return (
-        fit
-        if fit.problem
-        else _completed(fit, near, coefficients[SHAPE:][forms.index(near[0].decay)], centre, scale)
-    )
+    if fit.problem:
+        return fit
+    x, y = scale.tolist()
+    xx, xy, yy = coefficients[2:SHAPE].tolist()
+    fit = replace(fit, curvature=(xx / x**2, xy / (x * y), yy / y**2))
+    return _completed(fit, near, coefficients[SHAPE:][forms.index(near[0].decay)], centre, scale)
 
 
 def _judged(shape: Array, covariance: Array, residual: float, unit: Array, unknowns: int, seed: int) -> Fit:

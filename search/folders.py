@@ -10,9 +10,9 @@ import optuna
 from optuna.study import StudyDirection
 
 from widthwise.proxies.files import locked
-from widthwise.proxies.validation import ConfigError, first_line
+from widthwise.proxies.validation import ConfigError
 from widthwise.search import server
-from widthwise.search.storage import Storage, read_study_file, sqlite_url, write_study_file
+from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable, write_study_file
 
 STUDY = "widthwise"
 
@@ -170,8 +170,8 @@ def _loaded(out: Path, layout: Layout) -> optuna.Study:
         study = optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
         study.user_attrs["config"]
     except Exception as error:
-        what = f"a {layout.what}'s study ({first_line(error)})"
-        raise ConfigError(f"out: {path} cannot be read as {what}") from error
+        what = f"a {layout.what}'s study"
+        raise ConfigError(f"out: {unreadable(path, what, error)}") from error
     return study
 
 

@@ -4,10 +4,12 @@ Which runs are wanted is a function of what came of the others, so that a caller
 as its question is answered.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -19,6 +21,7 @@ from widthwise.search.books import Books, Next, Run
 from widthwise.search.executing import Placement, execute
 from widthwise.search.folders import Layout
 from widthwise.search.names import GRID_STUDY, SWEEP_STUDY
+from widthwise.search.outlook import Outlook
 from widthwise.search.storage import Storage
 
 __all__ = ["Outcome", "Placement", "Run", "run_all"]
@@ -133,6 +136,18 @@ class Grid(Books):
     def total(self) -> int:
         """Runs that have ended, are running, or are wanted now."""
         return len(self._keys() | {run.key for run in self._wishes()})
+
+    def outlook(self) -> Outlook | None:
+        """Return what is expected of the runs that have not ended, once one of each width among them has."""
+        took: dict[int, list[float]] = {}
+        for trial in self._trials(TrialState.COMPLETE):
+            width = json.loads(trial.user_attrs["spec"])["model"]["width"]
+            took.setdefault(width, []).append(trial.user_attrs["seconds"])
+        ended = self.outcomes().keys()
+        widths = [run.spec.model.width for run in self._wishes() if run.key not in ended]
+        if not all(width in took for width in widths):
+            return None
+        return Outlook(len(widths), sum(fmean(took[width]) for width in widths))
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""

@@ -14,6 +14,7 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import Books, Next, Run, trial_name
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
+from widthwise.search.outlook import Outlook, of_sweep
 from widthwise.search.samplers import drawing, grid_points, pruner, sampler
 from widthwise.search.storage import Storage
 from widthwise.search.stored import SWEEP
@@ -52,10 +53,19 @@ class Ledger(Books):
     @property
     def total(self) -> int:
         """Trials that the whole sweep takes, the finalists' other seeds included, and those of the fitted minimum."""
-        fitted = self.fitted() is not None
+        fitted = self.fitted() is not None or (self.config.seeds > 1 and self.fit().problem is None)
         candidates = self.config.finalists + fitted
-        proposals = len(self._proposed()) if self._is_settled() else self.config.trials
-        return proposals + fitted + candidates * (self.config.seeds - 1)
+        return self._proposals + fitted + candidates * (self.config.seeds - 1)
+
+    @property
+    def _proposals(self) -> int:
+        """How many proposals there are, or will be."""
+        return len(self._proposed()) if self._is_settled() else self.config.trials
+
+    def outlook(self) -> Outlook | None:
+        """Return what is expected of the trials that have not ended."""
+        tokens = self.config.horizon.tokens
+        return of_sweep(self.records(), tokens=tokens, proposals=self._proposals, total=self.total)
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""

@@ -1,12 +1,25 @@
 """Live progress on standard error; a study's: trials done, best loss, time left."""
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.text import Text
+
+from widthwise.search.outlook import Outlook
 
 if TYPE_CHECKING:
     from widthwise.search.books import Books
@@ -22,16 +35,30 @@ def say(line: str, enabled: bool) -> None:
     console(enabled=enabled).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def progress_bar(name: str, screen: Console) -> Bar:
-    """Return a bar with elapsed and remaining time, which shows only on a terminal."""
+class _TimeLeft(ProgressColumn):
+    """The time until the task's field ``ends``, of the monotonic clock; nothing where that is not known.
+
+    Rich's own goes by how fast the bar has grown, which a study's does by leaps: a trial that is stopped early counts
+    whole, and nothing is known until one has ended.
+    """
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields.get("ends")
+        if ends is None:
+            return Text("")
+        left = timedelta(seconds=max(0, round(ends - time.monotonic())))
+        return Text(f"about {left} left", style="progress.remaining")
+
+
+def progress_bar(name: str, screen: Console, *left: ProgressColumn | str) -> Bar:
+    """Return a bar with elapsed time, and the time left by `left` or else by rich; it shows only on a terminal."""
     return Bar(
         TextColumn(name),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *(left or (TextColumn("left"), TimeRemainingColumn())),
         console=screen,
         disable=screen.quiet or not screen.is_terminal,
     )
@@ -43,10 +70,14 @@ class Progress:
     def __init__(self, books: "Books", *, enabled: bool = True) -> None:
         self.books = books
         self.console = console(enabled=enabled)
-        self.bar = progress_bar(books.layout.what, self.console)
+        self.bar = progress_bar(books.layout.what, self.console, _TimeLeft())
         self.total = books.total
         self.task = self.bar.add_task("", total=self.total)
         self.parts: dict[int, float] = {}
+        # Seconds that the running trials have taken, as many at a time as there were at most, and what is to come.
+        self.spent: dict[int, float] = {}
+        self.most = 1
+        self.outlook: Outlook | None = None
         self.records = books.records()
 
     def __enter__(self) -> Self:
@@ -64,12 +95,13 @@ class Progress:
         if not self.parts:
             self.say("starting the first trials")
         # Not at every evaluation: a study on a server answers each question in its time.
-        self.total = self.books.total
+        self.total, self.outlook = self.books.total, self.books.outlook()
         self.parts[number] = 0.0
+        self.most = max(self.most, len(self.books.live))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """Redraw after an evaluation of a trial, of whose steps the share ``progress`` is behind it."""
-        self.parts[number] = result["progress"]
+        self.parts[number], self.spent[number] = result["progress"], result["seconds"]
         self._draw()
 
     def died(self, number: int) -> None:
@@ -81,10 +113,18 @@ class Progress:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}
         self.records, self.total = self.books.records(), self.books.total
+        self.outlook = self.books.outlook()
         for record in self.records:
             if record["number"] not in told:
                 self._say(record)
         self._draw()
+
+    def seconds_left(self) -> float | None:
+        """Return how long the study goes on by what its trials have taken so far; None where that is not known."""
+        if self.outlook is None:
+            return None
+        spent = [self.spent.get(number, 0.0) for number in self.books.live]
+        return self.outlook.seconds_left(spent, self.most)
 
     def say(self, doing: str) -> None:
         """Say what is being done: beside the bar on a terminal, in a line elsewhere."""
@@ -120,7 +160,10 @@ class Progress:
         losses = [record["loss"] for record in self.records if record["status"] == "completed"]
         best = f"{min(losses):.4f}" if losses else "-"
         text = f"{len(self.records)}/{self.total} trials, best loss {best}"
-        self.bar.update(self.task, completed=len(self.records) + running, total=self.total, description=text)
+        left = self.seconds_left()
+        ends = None if left is None else time.monotonic() + left
+        done = len(self.records) + running
+        self.bar.update(self.task, completed=done, total=self.total, description=text, ends=ends)
 
 
 def _role(record: Mapping[str, Any]) -> str:

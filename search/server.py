@@ -303,4 +303,7 @@ def _unopened(storage: Storage, error: Exception) -> ConfigError:
 def _reason(error: Exception) -> str:
     """Return what the server or its client said, in one line."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, PendingRollbackError):
+        # Of Optuna's other query; what the connection was lost by stands behind it.
+        cause = cause.__context__ or cause
     return one_line(getattr(cause, "orig", cause))

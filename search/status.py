@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from widthwise.proxies.files import is_locked
 from widthwise.proxies.outcome import finite
-from widthwise.proxies.validation import ConfigError, first_line
+from widthwise.proxies.validation import ConfigError
 from widthwise.search import server
 from widthwise.search.folders import STUDY
 from widthwise.search.front import curve_of, front, loss_of
 from widthwise.search.names import STUDIES
-from widthwise.search.storage import Storage, read_study_file, sqlite_url
+from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable
 
 # Errors that are told, the latest.
 MAX_ERRORS = 3
@@ -53,7 +53,7 @@ def _in_file(path: Path) -> optuna.Study:
         storage = optuna.storages.RDBStorage(sqlite_url(path, read_only=True), skip_table_creation=True)
         return optuna.load_study(storage=storage, study_name=STUDY)
     except Exception as error:
-        raise ConfigError(f"folder: {path} cannot be read as a study ({first_line(error)})") from error
+        raise ConfigError(f"folder: {unreadable(path, 'a study', error)}") from error
 
 
 def _status(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where a study is kept that is not in its folder: a PostgreSQL database, and what the folder says of it."""
 
+import sqlite3
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +13,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from widthwise.proxies.files import read_json, require_schema, write_json
-from widthwise.proxies.validation import ConfigError, Record
+from widthwise.proxies.validation import ConfigError, Record, first_line
 
 SCHEMA = "widthwise/study/1"
 DRIVER = "postgresql+psycopg"
 EXAMPLE = f"{DRIVER}://USER@HOST/DATABASE"
 # Optuna's column for a study's name.
 LONGEST_NAME = 512
+# SQLite's primary codes of a file that holds something else than it did: what it asks for, it does not find.
+_DAMAGED = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,29 @@ def sqlite_url(path: Path, *, read_only: bool = False) -> str:
         return URL.create("sqlite", database=str(path)).render_as_string()
     database = f"file:{quote(str(path.resolve()))}"
     return URL.create("sqlite", database=database, query={"mode": "ro", "uri": "true"}).render_as_string()
+
+
+def unreadable(path: Path, what: str, error: BaseException) -> str:
+    """Return that an SQLite file cannot be read as a study, why, and what to do, in one line.
+
+    Args:
+        path: the file.
+        what: that it should hold: ``"a sweep's study"``.
+        error: Optuna's, or SQLAlchemy's, which only what they were caused by explains.
+    """
+    said = f"{path} cannot be read as {what}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__
+    if cause is None:
+        said += " (it holds no study of ours)"
+    else:
+        said += f" ({first_line(cause)})"
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+            return said
+    known = path.with_name("trials.jsonl")
+    warm = f" with --warm-start {path.parent}" if known.exists() and known.stat().st_size else ""
+    return f"{said}; put a copy of it back, or begin anew in another folder{warm}"
 
 
 def _require(url: URL) -> None:

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args, get_origin
 
 import tyro
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if argv is None:
         conceal_password()
     given = sys.argv[1:] if argv is None else argv
-    sys.exit(_status(lambda: _command(given).run()))
+    sys.exit(_status(lambda: _carry_out(_command(given))))
 
 
 def _status(run: Callable[[], int]) -> int:
@@ -110,11 +112,29 @@ def _status(run: Callable[[], int]) -> int:
         _say("failed", str(error))
         return 1
     except Exception as error:
-        if is_full(error):
-            _say("failed", "the disk is full; make room, and go on with --resume")
-        else:
-            _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")
+        _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")
         return 1
+
+
+def _carry_out(command: Command) -> int:
+    """Run a command; where a disk is full, raise a RunError that names it."""
+    try:
+        return command.run()
+    except Exception as error:
+        if not is_full(error):
+            raise
+        going_on = ", and go on with --resume" if hasattr(command, "resume") else ""
+        full = f"the disk of {_fullest(command)} is full; make room{going_on}"
+        raise RunError(full) from error
+
+
+def _fullest(command: Command) -> str:
+    """Return the folder with the least room of those that a command writes to: the error itself seldom names one."""
+    written = getattr(command, "out", None) or getattr(command, "folder", None)
+    places = [Path(written)] if isinstance(written, str | Path) else []
+    # What is not there yet is made where its nearest parent is.
+    there = [next(one for one in (place, *place.absolute().parents) if one.exists()) for place in places]
+    return str(min((*there, Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free))
 
 
 def _say(what: str, message: str) -> None:

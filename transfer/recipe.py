@@ -51,7 +51,10 @@ def evidence_notes(
     for name in at_edge:
         ends = getattr(space, name, None)
         span = "" if ends is None else f" [{ends[0]:g}, {ends[1]:g}]"
-        lines.append(f"note: {_SYMBOLS.get(name, name)} is at the edge of its range{span}: widen it")
+        how = f"with [space] {name} = [LOW, HIGH] in --config FILE.toml, and --warm-start this one's folder"
+        lines.append(
+            f"note: {_SYMBOLS.get(name, name)} is at the edge of its range{span}: widen it in a new sweep, {how}"
+        )
     return lines
 
 

@@ -11,7 +11,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.search.status import study_status
 from widthwise.search.storage import Storage
 from widthwise.transfer.at_hand import at_hand
-from widthwise.transfer.reporting.formats import CheckFile
+from widthwise.transfer.reporting.formats import CheckFile, Evidence
 from widthwise.transfer.reporting.reading import RunFolder, read_run
 from widthwise.transfer.waiting import waiting_for
 
@@ -67,6 +67,14 @@ def standing(
     return found
 
 
+def standing_at_end(folder: Path, storage: Storage | None = None) -> dict[str, Any]:
+    """Return how a sweep stands that this process has just finished, as `standing` does."""
+    study = study_status(folder, storage)
+    assert study is not None
+    # A server may still hold the study for a moment.
+    return {"folder": str(folder), **_sweep(folder, {**study, "state": "finished"})}
+
+
 def _standing_remote(folder: RemotePath) -> list[dict[str, Any]]:
     with at_hand(folder) as copy:
         parts = standing(copy)
@@ -90,7 +98,18 @@ def _part(place: Path, storage: Storage | None) -> dict[str, Any] | None:
     ended = study["state"] != "running" and not study["running"]
     if ended and any((place / end).exists() for end in _ENDS):
         study = {**study, "state": "finished"}
-    return _check(place, study) if study["kind"] == "check" else study
+    return _check(place, study) if study["kind"] == "check" else _sweep(place, study)
+
+
+def _sweep(place: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """Return a sweep's study with the finalist that it recommends, with its losses over seeds, once it is finished."""
+    recommended = None
+    if study["state"] == "finished":
+        path = place / "recipe.json"
+        evidence = read_json(path, "a recipe").get("evidence") or {}
+        finalists = Evidence.parse(evidence, where=f"{path}: evidence").finalists
+        recommended = finalists[0].model_dump(mode="json") if finalists else None
+    return {**study, "recommended": recommended}
 
 
 def _check(place: Path, study: dict[str, Any]) -> dict[str, Any]:

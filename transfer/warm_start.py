@@ -21,16 +21,24 @@ def known_points(path: Path) -> list[Point]:
     Raises:
         ConfigError: where `path` holds neither, or a setting has no η or λ above 0.
     """
+    try:
+        return _points(path, _tried(path))
+    except ConfigError as error:
+        # What reads a folder calls it by the name of its own option.
+        raise ConfigError(f"warm_start: {str(error).removeprefix('folder: ')}") from None
+
+
+def _tried(path: Path) -> list[dict[str, Any]]:
     if not path.is_dir():
-        return _points(path, _of_recipe(Recipe.load(path)))
+        return _of_recipe(Recipe.load(path))
     sweeps = read_contents(path).sweeps
     if not sweeps:
-        raise ConfigError(f"warm_start: {path} holds no sweep")
+        raise ConfigError(f"{path} holds no sweep")
     if sweeps[0].recipe is not None:
-        return _points(path, _of_recipe(sweeps[0].recipe))
+        return _of_recipe(sweeps[0].recipe)
     completed = [trial for trial in sweeps[0].proposals if trial.status == "completed"]
     scored = sorted((trial.loss, trial.number, trial) for trial in completed if trial.loss is not None)
-    return _points(path, [trial.hyperparameters.model_dump() for *_, trial in scored[:MOST]])
+    return [trial.hyperparameters.model_dump() for *_, trial in scored[:MOST]]
 
 
 def _of_recipe(recipe: Recipe) -> list[dict[str, Any]]:
@@ -39,7 +47,6 @@ def _of_recipe(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _points(path: Path, tried: Iterable[dict[str, Any]]) -> list[Point]:
-    where = f"warm_start: {path}"
     names = set(Point.model_fields)
-    points = [Point.parse({name: one.get(name) for name in names}, where=where) for one in tried]
+    points = [Point.parse({name: one.get(name) for name in names}, where=str(path)) for one in tried]
     return list(dict.fromkeys(points))

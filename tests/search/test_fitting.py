@@ -33,6 +33,10 @@ def test_without_noise_the_minimum_is_exact() -> None:
     fit = fit_minimum(drawn(12, 0.0, 0))
     assert (fit.lr, fit.weight_decay, fit.loss) == pytest.approx((BEST_LR, BEST_DECAY, BEST_LOSS), rel=1e-6)
     assert fit.as_json()["problem"] is None
+    # 0.05 x² + 0.05 (x + y)², and its least values over the other one.
+    assert fit.curvature == pytest.approx((0.1, 0.1, 0.05), rel=1e-6)
+    assert fit.along("lr", BEST_LR * 4) == pytest.approx(BEST_LOSS + 0.05 * 2**2, rel=1e-6)
+    assert fit.along("weight_decay", BEST_DECAY / 2) == pytest.approx(BEST_LOSS + 0.025, rel=1e-6)
     assert fit.parameters() == {"lr": fit.lr, "weight_decay": fit.weight_decay, "decay": "l2"}
 
 
@@ -91,4 +95,4 @@ def valley(loss: Any) -> list[Tried]:
 def test_a_minimum_that_is_not_determined_is_refused(tried: list[Tried], problem: str) -> None:
     fit = fit_minimum(tried)
     assert fit.problem == problem
-    assert (fit.lr, fit.weight_decay, fit.lr_interval) == (None, None, None)
+    assert (fit.lr, fit.weight_decay, fit.lr_interval, fit.along("lr", 0.1)) == (None, None, None, None)

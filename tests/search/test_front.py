@@ -195,6 +195,28 @@ def test_status_says_the_front(swept: Swept, capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_a_finished_sweep_is_told_with_what_it_recommends_and_what_comes_next(
+    swept: Swept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [part] = json.loads(said(capsys, "status", swept.out, "--json"))["parts"]
+    best = swept.result.best
+    assert (part["state"], part["recommended"]["losses"]) == ("finished", best.as_json()["losses"])
+    tuned = best.hyperparameters
+    c = [] if tuned.huber_c is None else [f"huber_c {tuned.huber_c:.4g}"]
+    expected = [
+        f"  recommended: trial {best.number}",
+        f"mean loss {best.mean:.4f} ± {best.spread:.4f} over 2 seeds",
+        f"lr {tuned.lr:.4g}",
+        f"weight_decay {tuned.weight_decay:.4g}",
+        f"decay {tuned.decay}",
+        *c,
+    ]
+    lines = said(capsys, "status", swept.out).splitlines()
+    [recommended] = [line for line in lines if line.startswith("  recommended: ")]
+    assert sorted(recommended.split(", ")) == sorted(expected)
+    assert lines[-1] == f"  next: widthwise scale {swept.out} --width 1024"
+
+
 def test_a_finished_sweep_prints_its_front_and_keeps_it_in_the_recipe(
     swept: Swept, capsys: pytest.CaptureFixture[str]
 ) -> None:

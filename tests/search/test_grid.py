@@ -17,6 +17,7 @@ from widthwise.proxies.outcome import RunOptions, TrainResult
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.grid import Grid, Outcome, Run, run_all
+from widthwise.search.outlook import Outlook
 
 CONFIG = {"widths": [32, 64], "rule": {"name": "fan-sqrt"}}
 
@@ -67,6 +68,19 @@ def complete(grid: Grid, number: int, loss: float = 3.0) -> None:
     measured = {"diagnostics": {"kinds": {"matrix": {"rms": 0.5}}}, "coordinates": None}
     outcome = {"loss": loss, "tokens": 61440, "seconds": 1.5, "measured": measured}
     grid.finish(number, "completed", outcome)
+
+
+def test_the_time_left_is_known_once_a_run_of_each_width_has_ended(opened: Callable[..., Grid]) -> None:
+    wide = spec().model_copy(update={"model": GPTConfig(width=64, context=64)})
+    runs = [*(run_of(key) for key in "abc"), Run(key="d", spec=wide, seed=0), Run(key="e", spec=wide, seed=0)]
+    grid = opened(lambda outcomes: runs)
+    numbers = [begin(grid)[0] for _ in range(4)]
+    took = {0: 1.0, 1: 3.0, 3: 9.0}
+    for number, seconds in took.items():
+        assert grid.outlook() is None
+        grid.finish(numbers[number], "completed", {"loss": 3.0, "tokens": 61440, "seconds": seconds})
+    # One narrow run still runs, one wide one is still to come.
+    assert grid.outlook() == Outlook(2, 2.0 + 9.0)
 
 
 def test_runs_come_in_the_order_wanted_until_nothing_new_is(opened: Callable[..., Grid]) -> None:

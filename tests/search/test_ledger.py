@@ -18,6 +18,7 @@ from widthwise.search import SearchSpace, Storage, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
+from widthwise.search.outlook import Outlook
 from widthwise.search.progress import Progress
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
@@ -738,6 +739,44 @@ def test_progress_says_what_a_trial_is_for(
             role = f" (confirms trial {record['confirms']} with seed {record['seed']})"
         assert line == f"trial {record['number']}{role} completed, loss {record['loss']:.4f}"
     assert {record["confirms"] is None for record in records} == {True, False}
+
+
+def test_the_time_left_counts_what_is_to_come_by_what_has_ended(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(trials=12, finalists=2, seeds=3)
+    with Progress(ledger, enabled=False) as progress:
+        numbers = []
+        for _ in range(3):
+            number, _ = begin(ledger)
+            progress.began(number)
+            progress.reported(number, {"progress": 0.25, "seconds": 1.0})
+            numbers.append(number)
+
+        def end(number: int, status: Any, seconds: float) -> None:
+            ledger.finish(number, status, {"loss": 3.0, "tokens": 61440, "seconds": seconds})
+            progress.ended(number)
+
+        # Nothing is known until one has completed.
+        assert progress.seconds_left() is None
+        end(numbers[0], "stopped", 2.0)
+        assert progress.seconds_left() is None
+        end(numbers[1], "completed", 6.0)
+        # Proposals take 4 s, stopped ones counted; the confirmations, 2 seeds of 2 finalists, 6 s.
+        assert ledger.outlook() == Outlook(10 + 4, 10 * 4.0 + 4 * 6.0)
+        # One has run for a second; three run at a time.
+        assert progress.seconds_left() == pytest.approx((64.0 - 1.0) / 3)
+        end(numbers[2], "failed", 3.0)
+        assert progress.seconds_left() == pytest.approx(64.0 / 3)
+
+
+def test_the_fitted_minimum_is_counted_before_it_is_tried(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(**quadratic(seeds=2))
+    assert ledger.total == 12 + 1
+    play(ledger, 12)
+    assert ledger.fitted() is None
+    # With a confirmation of its own.
+    assert (ledger.total, ledger.outlook()) == (12 + 1 + 2, Outlook(3, 3 * 1.5))
+    play(ledger, 3)
+    assert (ledger.is_finished(), ledger.outlook(), len(ledger.records())) == (True, Outlook(0, 0.0), 15)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger], tmp_path: Path) -> None:

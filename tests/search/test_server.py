@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -284,6 +285,27 @@ def test_what_is_cut_off_before_or_after_it_was_carried_out_happens_once(
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     with server.reading(Storage.parse(postgres.url(database), study_name="cut")) as study:
         assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
+
+
+def test_a_connection_that_ends_within_every_read_is_told_as_such(
+    opened: Callable[..., Ledger], postgres: Server, database: str
+) -> None:
+    # Optuna reads trials by five such statements, which no connection outlives: trying again cannot help.
+    with closing(Cutter(postgres.port, b" IN (", 5)) as way:
+        url = postgres.url(database).replace(str(postgres.port), str(way.port))
+        ledger = opened(storage=Storage.parse(url, study_name="cut", patience=0.5))
+        way.armed = True
+        with pytest.raises(RunError) as caught:
+            play(ledger)
+        assert way.cuts > 2
+        way.armed = False
+        ledger.close()
+    where = postgres.url(database, password=None).replace(str(postgres.port), str(way.port))
+    assert re.fullmatch(
+        rf"storage: {re.escape(where)} fails \([^()]*server closed the connection unexpectedly[^()]*\); "
+        "tried for 0.5 s; what has ended is kept: go on with --resume",
+        str(caught.value),
+    ), caught.value
 
 
 def test_a_server_that_stays_away_ends_the_sweep_which_can_be_resumed(

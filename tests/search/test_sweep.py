@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import replacing
 from widthwise.transfer import Recipe, cli
+from widthwise.transfer.standing import standing
 
 from ..events import points
 
@@ -112,7 +113,15 @@ def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: py
     running.require_gone()
     running.require_clean_folders()
     recipe = Recipe.parse(json.loads(printed)["recipe"])
-    assert (json.loads(printed)["out"], recipe) == (str(out), Recipe.load(out / "recipe.json"))
+    document = json.loads(printed)
+    assert (document.pop("out"), recipe) == (str(out), Recipe.load(out / "recipe.json"))
+    assert document.pop("recipe")
+    # And how the sweep stands, as another process sees it.
+    assert [document] == standing(out)
+    assert document["state"] == "finished"
+    tuned = document["recommended"]["hyperparameters"]
+    assert tuned == recipe.hyperparameters.model_dump(mode="json", include=set(tuned))
+    assert sum(document["counts"].values()) == len(records(out))
     begun, ended = said.splitlines()[:3], said.splitlines()[3:]
     size = f"{real_text.stat().st_size:,} tokens"
     assert begun == [f"data: {real_text}, {size}", "starting Ray", "starting the first trials"]

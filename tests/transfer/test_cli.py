@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -443,7 +446,9 @@ def test_an_exception_of_a_command_is_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_a_study_on_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_study_on_a_full_disk_is_one_line_that_names_the_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run() -> int:
         # SQLite's own limit: it raises what a full disk does.
         engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'study.db'}")
@@ -452,9 +457,15 @@ def test_a_study_on_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], 
             connection.execute(sqlalchemy.text("CREATE TABLE trials (number INTEGER)"))
         return 0
 
-    assert cli._status(run) == 1
-    expected = "widthwise: failed: the disk is full; make room, and go on with --resume\n"
-    assert capsys.readouterr().err == expected
+    # The disk with less room is the full one: the folder's, or that of temporary files.
+    room = {tmp_path: 0, Path(tempfile.gettempdir()): 10**9}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=room[place]))
+    for folder in room:
+        room.update(dict.fromkeys(room, 10**9) | {folder: 0})
+        command = SimpleNamespace(run=run, out=tmp_path / "new" / "sweep", resume=False)
+        assert cli._status(lambda: cli._carry_out(command)) == 1  # noqa: B023
+        line = f"the disk of {folder} is full; make room, and go on with --resume"
+        assert capsys.readouterr().err == f"widthwise: failed: {line}\n"
 
 
 def test_a_failure_of_our_own_names_the_file_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

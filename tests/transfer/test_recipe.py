@@ -286,13 +286,19 @@ def test_a_best_value_close_to_an_end_of_its_range_is_named(
     assert swept(config, tuned, []).at_edge == (["lr"] if edge else [])
 
 
+WIDEN = (
+    "widen it in a new sweep, "
+    "with [space] {} = [LOW, HIGH] in --config FILE.toml, and --warm-start this one's folder"
+)
+
+
 def test_the_evidence_is_said_a_line_each() -> None:
     assert evidence_notes({"huber": 2.25, "l2": None}, ["weight_decay", "huber_c"], SearchSpace()) == [
         "best loss by form of decay, one seed each: huber 2.2500, l2 none completed",
-        "note: λ is at the edge of its range [0.2, 20]: widen it",
-        "note: c is at the edge of its range [0.75, 4]: widen it",
+        f"note: λ is at the edge of its range [0.2, 20]: {WIDEN.format('weight_decay')}",
+        f"note: c is at the edge of its range [0.75, 4]: {WIDEN.format('huber_c')}",
     ]
-    assert evidence_notes({}, ["lr"], None) == ["note: η is at the edge of its range: widen it"]
+    assert evidence_notes({}, ["lr"], None) == [f"note: η is at the edge of its range: {WIDEN.format('lr')}"]
 
 
 def sweep_of(config: SweepConfig, folder: Path) -> SweepConfig:

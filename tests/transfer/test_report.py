@@ -283,8 +283,11 @@ def test_the_evidence_is_said(demo: Path) -> None:
     rewrite(path, evidence=evidence | {"best_by_decay": by_decay, "at_edge": ["weight_decay", HOSTILE]})
     text = Page(report(demo)).text
     assert "Best loss by form of decay, one seed each: huber 2.2500, l2 none completed." in text
-    assert "Note: λ is at the edge of its range [0.2, 20]: widen it." in text
-    assert f"Note: {HOSTILE} is at the edge of its range: widen it." in text
+    assert (
+        "Note: λ is at the edge of its range [0.2, 20]: widen it in a new sweep, with [space] weight_decay"
+        in text
+    )
+    assert f"Note: {HOSTILE} is at the edge of its range: widen it" in text
 
 
 def test_what_the_report_reads_is_what_is_written(demo: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     assert running == (0, "\n".join([*said("running"), ""]), "")
     swept.close()
     stopped = status(capsys, swept.out)
+    # A command to copy: the blank is quoted.
     going_on = f"  go on with: widthwise sweep --resume --out '{swept.out}'"
     assert stopped == (0, "\n".join([*said("interrupted"), going_on, ""]), "")
     assert contents(swept.out) == before
@@ -85,6 +86,8 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     _, printed, _ = status(capsys, swept.out, "--json")
     [part] = json.loads(printed)["parts"]
     assert (part["state"], part["running"]) == ("finished", [])
+    following = f"  next: widthwise scale '{swept.out}' --width 1024"
+    assert status(capsys, swept.out)[1].splitlines()[-1] == following
 
 
 VERDICT = "inconclusive: the horizon is too short"
@@ -175,7 +178,13 @@ def test_a_folder_with_nothing_is_one_line(capsys: pytest.CaptureFixture[str], t
     (tmp_path / "study.db").write_text("no database")
     code, _, said = status(capsys, tmp_path)
     assert (code, len(said.splitlines())) == (2, 1)
-    assert said.startswith(f"widthwise: error: folder: {tmp_path / 'study.db'} cannot be read as a study (")
+    broken = f"folder: {tmp_path / 'study.db'} cannot be read as a study (file is not a database)"
+    advice = "put a copy of it back, or begin anew in another folder"
+    assert said == f"widthwise: error: {broken}; {advice}\n"
+    (tmp_path / "trials.jsonl").write_text("{}\n")
+    assert (
+        status(capsys, tmp_path)[2] == f"widthwise: error: {broken}; {advice} with --warm-start {tmp_path}\n"
+    )
 
 
 def test_a_subfolder_that_cannot_be_read_hides_no_other(

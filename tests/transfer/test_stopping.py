@@ -43,7 +43,10 @@ def said(capsys: pytest.CaptureFixture[str], command: str) -> str:
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        (SWEEP, "widthwise: stopped; 0 trials are kept; go on with: widthwise sweep --resume --out out\n"),
+        (
+            SWEEP,
+            "widthwise: stopped; no trial has ended yet; go on with: widthwise sweep --resume --out out\n",
+        ),
         ("check recipe.json", SAME.format(out="out")),
     ],
 )

@@ -70,8 +70,9 @@ def test_what_holds_no_setting_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         known_points(tmp_path)
     assert (
-        str(caught.value) == f"folder: {tmp_path} holds neither a sweep nor a finished check nor a target run"
+        str(caught.value)
+        == f"warm_start: {tmp_path} holds neither a sweep nor a finished check nor a target run"
     )
     with pytest.raises(ConfigError) as caught:
         known_points(tmp_path / "recipe.json")
-    assert str(caught.value) == f"{tmp_path / 'recipe.json'}: no such file, must be a recipe"
+    assert str(caught.value) == f"warm_start: {tmp_path / 'recipe.json'}: no such file, must be a recipe"

@@ -1,4 +1,4 @@
-"""``widthwise plot``: a check, or the diagnostics of target runs, as a figure."""
+"""``widthwise plot``: a sweep, a check, or the diagnostics of target runs, as a figure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from widthwise.transfer.commands.report import say_left_out
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Draw a check, or the diagnostics of target runs, as a PNG, SVG or PDF file."""
+    """Draw a sweep, a check, or the diagnostics of target runs, as a PNG, SVG or PDF file."""
 
     folder: Positional[Path]
-    """Folder of a check, of a sweep with --min-tokens or of a target run, or one whose subfolders are such."""
+    """Folder of a sweep, of a check or of a target run, or one whose subfolders are such."""
     out: Path
     """File to write: .png, .svg or .pdf."""
     what: Option[str] = None

@@ -43,6 +43,8 @@ def lines(part: Mapping[str, Any]) -> list[str]:
 
 
 def _going_on(part: Mapping[str, Any]) -> list[str]:
+    if part["state"] == "finished" and part["kind"] == "sweep":
+        return [f"  next: {shlex.join(['widthwise', 'scale', part['folder'], '--width', '1024'])}"]
     if part["state"] != "interrupted":
         return []
     if part["kind"] == "sweep":
@@ -90,9 +92,23 @@ def _of_study(part: Mapping[str, Any]) -> list[str]:
         said.append(f"  {', '.join(counts) or f'no {one}'}; {total}")
     if part["best"] is not None:
         said.append(f"  best: {one} {_trial(part['best'])}")
+    if part.get("recommended") is not None:
+        said.append(f"  recommended: {_recommended(part['recommended'])}")
     said += [f"  front: {one} {_trial(each)}" for each in part.get("front") or ()]
     said += [f"  {named['running']}: {one} {_trial(each)}" for each in part["running"]]
     return said + [f"  failed: {one} {error}" for error in part["errors"]]
+
+
+def _recommended(finalist: Mapping[str, Any]) -> str:
+    """Return the setting that a sweep recommends, and its loss over seeds."""
+    name = f"trial {finalist['number']}{' (fitted)' if finalist['fitted'] else ''}"
+    mean, spread, seeds = finalist["mean"], finalist["spread"], len(finalist["losses"])
+    loss = "no mean loss" if mean is None else f"mean loss {mean:.4f}"
+    loss += "" if spread is None else f" ± {spread:.4f}"
+    tuned = [
+        f"{key} {_short(value)}" for key, value in finalist["hyperparameters"].items() if value is not None
+    ]
+    return ", ".join([name, f"{loss} over {seeds} seed{'' if seeds == 1 else 's'}", *tuned])
 
 
 def _trial(one: Mapping[str, Any]) -> str:

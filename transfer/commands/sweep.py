@@ -1,6 +1,7 @@
 """``widthwise sweep``: tune η, λ and c on a proxy; ends with a recipe."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,11 @@ class Sweep:
             result = self._swept()
         recipe = save_recipe(result, self.out)
         if self.json:
+            from widthwise.transfer.standing import standing_at_end
+
+            stands = standing_at_end(self.out, storage_of(self.storage, self.study_name))
             document = {"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}
-            print(json.dumps(document | ({} if result.front is None else {"front": result.front})))
+            print(json.dumps(document | stands))
         elif self.quiet:
             print(self.out / "recipe.json")
         else:
@@ -120,8 +124,10 @@ class Sweep:
         """Return what Ctrl-C left, and how to go on."""
         records = self.out / "trials.jsonl"
         kept = len(records.read_text(encoding="utf-8").splitlines()) if records.exists() else 0
-        are = "trial is" if kept == 1 else "trials are"
-        return f"{kept} {are} kept; go on with: widthwise sweep --resume --out {self.out}"
+        said = (
+            f"{kept} {'trial is' if kept == 1 else 'trials are'} kept" if kept else "no trial has ended yet"
+        )
+        return f"{said}; go on with: {shlex.join(['widthwise', 'sweep', '--resume', '--out', str(self.out)])}"
 
     def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens

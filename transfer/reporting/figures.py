@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
@@ -16,12 +17,14 @@ from widthwise.transfer.reporting.check_panels import check_panels
 from widthwise.transfer.reporting.front_panels import front_panels
 from widthwise.transfer.reporting.panels import GREY, Look, Panel, What, colour
 from widthwise.transfer.reporting.reading import Contents, read_contents
+from widthwise.transfer.reporting.sweep_panels import sweep_panels
 from widthwise.transfer.reporting.watch_panels import watch_panels
 from widthwise.transfer.reporting.weight_panels import run_panels
 
 FORMATS = (".png", ".svg", ".pdf")
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
+    "open": {"linestyle": "none", "marker": "o", "markersize": 5, "markerfacecolor": "none", "capsize": 2},
     "joined": {"linewidth": 0.6, "marker": "o", "markersize": 5, "capsize": 2},
     # Also one evaluation is seen.
     "line": {"linewidth": 1.6, "marker": "."},
@@ -35,10 +38,10 @@ _LOOKS: dict[Look, dict[str, Any]] = {
 def plot(
     folder: Path, out: Path, what: str | None = None, *, on_left_out: Callable[[str], object] | None = None
 ) -> Path:
-    """Draw what lies in `folder`, and its direct subfolders: checks, sweeps' fronts, and target runs' diagnostics.
+    """Draw what lies in `folder`, and its direct subfolders: checks, sweeps, and target runs' diagnostics.
 
     Args:
-        folder: of a check, of a sweep that searched its horizon or of a target run, or one of several such.
+        folder: of a check, of a sweep or of a target run, or one of several such.
         out: the figure's file, ``.png``, ``.svg`` or ``.pdf``.
         what: one kind of panel of `What`; None is all that there are.
         on_left_out: called with the reason for each subfolder whose files are another program's.
@@ -60,7 +63,7 @@ def plot(
         rule = (
             f"must be one of {there}"
             if found
-            else "a check that trained, a sweep with --min-tokens, or runs with --diagnostics are needed"
+            else "a check that trained, a sweep with a completed trial, or runs with --diagnostics are needed"
         )
         raise ConfigError(f"what: {folder} holds no {what or 'plots'}; {rule}")
     _save(draw(panels), out)
@@ -70,7 +73,8 @@ def plot(
 def folder_panels(contents: Contents) -> list[Panel]:
     """Return all panels of a folder, a check after the other, the sweeps' and the runs' together."""
     checks = [panel for one in contents.checks for panel in check_panels(one.result)]
-    return checks + front_panels(contents.sweeps) + run_panels(contents.runs) + watch_panels(contents.runs)
+    sweeps = sweep_panels(contents.sweeps) + front_panels(contents.sweeps)
+    return checks + sweeps + run_panels(contents.runs) + watch_panels(contents.runs)
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
@@ -87,7 +91,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for one in panel.series:
         # A label that begins with an underscore is left out of the legend.
         style = {"color": colour(one), "label": _plain(one.label) or "_", **_LOOKS[one.look]}
-        if one.look in ("points", "joined"):
+        if one.look in ("points", "open", "joined"):
             axes.errorbar(one.x, one.y, yerr=one.error, **style)
         elif one.look == "area":
             axes.fill(one.x, one.y, **style)
@@ -99,19 +103,26 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.text(x, 0.98, _plain(label), transform=axes.get_xaxis_transform(), **look)
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(alpha=0.25)
-    if panel.log:
+    if "y" in panel.log:
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        if high > 8 * low:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        plain = StrMethodFormatter("{x:g}")
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(NullFormatter() if high > 8 * low else plain)
+        _plain_numbers(axes.yaxis, *axes.get_ylim())
+    if panel.log == "x":
+        axes.set_xscale("log")
+        _plain_numbers(axes.xaxis, *axes.get_xlim())
     if panel.log == "xy":
         axes.set_xscale("log")
         axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=8)
+
+
+def _plain_numbers(axis: Axis, low: float, high: float) -> None:
+    """Write a logarithmic axis' numbers without powers of ten."""
+    if high > 8 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plain = StrMethodFormatter("{x:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(NullFormatter() if high > 8 * low else plain)
 
 
 def _plain(label: str) -> str:

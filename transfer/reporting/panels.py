@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 What = Literal["lr", "decay", "singular-values", "coordinates", "diagnostics", "bands", "front"]
-Look = Literal["points", "joined", "line", "dashed", "dotted", "stars", "area"]
+Look = Literal["points", "open", "joined", "line", "dashed", "dotted", "stars", "area"]
 
 # Okabe and Ito's, for all kinds of sight; ink is for what belongs to no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,7 +20,8 @@ class Series:
     Attributes:
         label: in the legend; empty for none.
         x, y: as many of each.
-        look: points, points that a thin line joins, a line, stars that a line joins, or the area that a line bounds.
+        look: points, open ones, points that a thin line joins, a line, stars that a line joins, or the area that a line
+            bounds.
         colour: place among the colours; None is ink.
         error: ± in y, or None.
     """
@@ -53,7 +54,7 @@ class Panel:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
-    log: Literal["", "y", "xy"] = ""
+    log: Literal["", "x", "y", "xy"] = ""
     ticks: Sequence[float] = ()
     marks: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,0 +1,51 @@
+"""What a study is expected to take yet, by what its trials have taken."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a study is expected to take yet.
+
+    Attributes:
+        trials: that have not ended, the running ones among them.
+        seconds: that these take in all, one after the other, from their beginnings.
+    """
+
+    trials: int
+    seconds: float
+
+    def seconds_left(self, spent: Sequence[float], at_a_time: int) -> float:
+        """Return the time until the study ends, where running trials have `spent` so many seconds each."""
+        if not self.trials:
+            return 0.0
+        usual = self.seconds / self.trials
+        behind = sum(min(seconds, usual) for seconds in spent)
+        return (self.seconds - behind) / min(at_a_time, self.trials)
+
+
+def of_sweep(
+    records: Sequence[Mapping[str, Any]], *, tokens: int, proposals: int, total: int
+) -> Outlook | None:
+    """Return what is expected of a sweep's trials; None until a proposal has completed the whole horizon.
+
+    Proposals take as long as those that have ended, stopped and diverged ones too; what confirms them runs to its end.
+
+    Args:
+        records: the trials that have ended, as in ``trials.jsonl``.
+        tokens: the whole horizon.
+        proposals: that there will be.
+        total: trials that there will be, the proposals among them.
+    """
+    ended = [one for one in records if one["status"] != "failed"]
+    proposed = [one for one in ended if one["confirms"] is None and not one["fitted"]]
+    whole = [one["seconds"] for one in proposed if one["status"] == "completed" and one["horizon"] == tokens]
+    if not whole:
+        return None
+    to_propose = max(0, proposals - len(proposed))
+    others = max(0, total - proposals - (len(ended) - len(proposed)))
+    seconds = to_propose * fmean(one["seconds"] for one in proposed) + others * fmean(whole)
+    return Outlook(to_propose + others, seconds)
