@@ -16,10 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
 from rich.text import Text
 
 from widthwise.search.outlook import Outlook
+from widthwise.search.view import BarAndLines, best_line, counts_line
 
 if TYPE_CHECKING:
     from widthwise.search.books import Books
@@ -50,9 +50,9 @@ class _TimeLeft(ProgressColumn):
         return Text(f"about {left} left", style="progress.remaining")
 
 
-def progress_bar(name: str, screen: Console, *left: ProgressColumn | str) -> Bar:
+def progress_bar(name: str, screen: Console, *left: ProgressColumn | str) -> BarAndLines:
     """Return a bar with elapsed time, and the time left by `left` or else by rich; it shows only on a terminal."""
-    return Bar(
+    return BarAndLines(
         TextColumn(name),
         BarColumn(),
         TaskProgressColumn(),
@@ -73,9 +73,8 @@ class Progress:
         self.bar = progress_bar(books.layout.what, self.console, _TimeLeft())
         self.total = books.total
         self.task = self.bar.add_task("", total=self.total)
-        self.parts: dict[int, float] = {}
-        # Seconds that the running trials have taken, as many at a time as there were at most, and what is to come.
-        self.spent: dict[int, float] = {}
+        # What every trial reported last, as many trials as ran at a time at most, and what is to come.
+        self.latest: dict[int, Mapping[str, Any]] = {}
         self.most = 1
         self.outlook: Outlook | None = None
         self.records = books.records()
@@ -92,16 +91,16 @@ class Progress:
 
     def began(self, number: int) -> None:
         """Say so of the first trial: until it ends there is nothing to say, and that may take long."""
-        if not self.parts:
+        if not self.latest:
             self.say("starting the first trials")
         # Not at every evaluation: a study on a server answers each question in its time.
         self.total, self.outlook = self.books.total, self.books.outlook()
-        self.parts[number] = 0.0
+        self.latest[number] = {}
         self.most = max(self.most, len(self.books.live))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """Redraw after an evaluation of a trial, of whose steps the share ``progress`` is behind it."""
-        self.parts[number], self.spent[number] = result["progress"], result["seconds"]
+        self.latest[number] = result
         self._draw()
 
     def died(self, number: int) -> None:
@@ -123,8 +122,7 @@ class Progress:
         """Return how long the study goes on by what its trials have taken so far; None where that is not known."""
         if self.outlook is None:
             return None
-        spent = [self.spent.get(number, 0.0) for number in self.books.live]
-        return self.outlook.seconds_left(spent, self.most)
+        return self.outlook.seconds_left([one.get("seconds", 0.0) for one in self._running()], self.most)
 
     def say(self, doing: str) -> None:
         """Say what is being done: beside the bar on a terminal, in a line elsewhere."""
@@ -155,15 +153,21 @@ class Progress:
             said = f"{name} {record['status']}, loss {loss}"
         self._print(said)
 
+    def _running(self) -> list[Mapping[str, Any]]:
+        """Return what each running trial reported last, nothing of one that has not yet."""
+        return [self.latest.get(number, {}) for number in self.books.live]
+
     def _draw(self) -> None:
-        running = sum(self.parts.get(number, 0.0) for number in self.books.live)
-        losses = [record["loss"] for record in self.records if record["status"] == "completed"]
-        best = f"{min(losses):.4f}" if losses else "-"
-        text = f"{len(self.records)}/{self.total} trials, best loss {best}"
+        running, best = self._running(), best_line(self.records)
+        self.bar.lines = [counts_line(self.records, running), *([best] if best else [])]
         left = self.seconds_left()
-        ends = None if left is None else time.monotonic() + left
-        done = len(self.records) + running
-        self.bar.update(self.task, completed=done, total=self.total, description=text, ends=ends)
+        self.bar.update(
+            self.task,
+            completed=len(self.records) + sum(one.get("progress", 0.0) for one in running),
+            total=self.total,
+            description=f"{len(self.records)}/{self.total} trials",
+            ends=None if left is None else time.monotonic() + left,
+        )
 
 
 def _role(record: Mapping[str, Any]) -> str:

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
 from optuna.trial import Trial, TrialState
+from rich.console import Console
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import locked
@@ -741,6 +743,33 @@ def test_progress_says_what_a_trial_is_for(
     assert {record["confirms"] is None for record in records} == {True, False}
 
 
+def test_a_terminal_shows_how_the_sweep_stands_below_its_bar(opened: Callable[..., Ledger]) -> None:
+    ledger = opened(space=SearchSpace(lr=(0.0625, 0.0625), weight_decay=(4.0, 4.0), huber_c=(2.0, 2.0)))
+    ends = {0: ("completed", 3.5), 1: ("completed", 3.25), 2: ("stopped", 4.0), 3: ("diverged", math.inf)}
+    with Progress(ledger, enabled=False) as progress:
+        numbers = [begin(ledger)[0] for _ in range(6)]
+        for number in numbers:
+            progress.began(number)
+            told = {"progress": 0.5, "tokens": 30720, "seconds": 2.0}
+            progress.reported(number, told)
+        assert progress.bar.lines == ["6 running; 92,160 tokens/s"]
+        for number, (status, loss) in ends.items():
+            ledger.finish(number, status, {"loss": loss, "tokens": 61440, "seconds": 4.0})
+            progress.ended(number)
+        tried = ledger.record(1)["hyperparameters"]
+        c = "c 2 (huber)" if tried["decay"] == "huber" else "c ∞ (l2)"
+        lines = [
+            "2 running, 2 completed, 1 stopped early, 1 diverged; 30,720 tokens/s",
+            f"best: trial 1, loss 3.2500, η 0.0625, λ 4, {c}",
+        ]
+        screen = Console(width=80, file=StringIO())
+        screen.print(progress.bar.get_renderable())
+        shown = cast(StringIO, screen.file).getvalue().splitlines()
+    assert shown[0].startswith("sweep ")
+    assert "4/10 trials" in shown[0]
+    assert [line.rstrip() for line in shown[1:]] == lines
+
+
 def test_the_time_left_counts_what_is_to_come_by_what_has_ended(opened: Callable[..., Ledger]) -> None:
     ledger = opened(trials=12, finalists=2, seeds=3)
     with Progress(ledger, enabled=False) as progress:
@@ -748,7 +777,7 @@ def test_the_time_left_counts_what_is_to_come_by_what_has_ended(opened: Callable
         for _ in range(3):
             number, _ = begin(ledger)
             progress.began(number)
-            progress.reported(number, {"progress": 0.25, "seconds": 1.0})
+            progress.reported(number, {"progress": 0.25, "tokens": 15360, "seconds": 1.0})
             numbers.append(number)
 
         def end(number: int, status: Any, seconds: float) -> None:
