@@ -1,5 +1,6 @@
 """What a proxy is, how long it trains and with what: validated records that import neither torch nor mup."""
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
@@ -12,6 +13,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Decay = Literal["none", "l2", "huber", "huber-prox"]
 Threshold = Literal["mean", "ema"]
 Schedule = Literal["cosine", "linear", "wsd"]
+Assign = Literal["linear", "sqrt", "log2", "sigmoid"]
+"""How AlphaDecay makes multipliers of α; see `widthwise.proxies.spectra.assigned`."""
+
+
+def require_range(low: float, high: float) -> None:
+    """Raise a ConfigError unless 0 <= low <= high, high > 0 and both are finite."""
+    if not (0 <= low <= high < math.inf and high > 0):
+        raise ConfigError(f"low: 0 <= low <= high must hold, and high > 0, got low={low}, high={high}")
 
 
 def _below_one(betas: tuple[float, float]) -> tuple[float, float]:

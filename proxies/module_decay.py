@@ -8,25 +8,16 @@ three multiply the λ of the optimizer's groups, and leave alone what does not d
 Torch is imported when they are called, so that a command's mistakes are told before that.
 """
 
-import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from widthwise.proxies.config import Decay, Threshold
+from widthwise.proxies.config import Assign, Decay, Threshold, require_range
 from widthwise.proxies.validation import ConfigError, Record
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-Assign = Literal["linear", "sqrt", "log2", "sigmoid"]
-
-
-def require_range(low: float, high: float) -> None:
-    """Raise a ConfigError unless 0 <= low <= high, high > 0 and both are finite."""
-    if not (0 <= low <= high < math.inf and high > 0):
-        raise ConfigError(f"low: 0 <= low <= high must hold, and high > 0, got low={low}, high={high}")
 
 
 class AlphaDecay(Record):

@@ -11,14 +11,15 @@ weight's scale, so that the code's factor √½ on convolutions is not needed he
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from widthwise.kernels.sharding import is_sharded
-from widthwise.proxies.module_decay import Assign, require_range
+from widthwise.proxies.config import Assign, require_range
 from widthwise.proxies.parts import share_out, summed_over_workers, whole
 from widthwise.proxies.validation import ConfigError, nearest
 
@@ -63,7 +64,10 @@ def hill_alphas(weights: Sequence[Tensor], *, fixed_aspect: bool = False) -> lis
     Of sharded weights each worker takes some, one whole matrix at a time, and all learn every α.
     """
     if any(map(is_sharded, weights)):
-        return _shared_out(weights, fixed_aspect)
+        own = own_matrices(weights)
+        return of_all_workers(
+            {place: hill_alphas([one], fixed_aspect=fixed_aspect)[0] for place, one in own}, weights
+        )
     stacks = [_matrices(weight, fixed_aspect) for weight in weights]
     alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
     for place, stack in enumerate(stacks):
@@ -79,14 +83,27 @@ def hill_alphas(weights: Sequence[Tensor], *, fixed_aspect: bool = False) -> lis
     return alphas
 
 
-def _shared_out(weights: Sequence[Tensor], fixed_aspect: bool) -> list[float]:
-    alphas = torch.zeros(len(weights), dtype=torch.float64, device=weights[0].device)
-    for place, (weight, mine) in enumerate(zip(weights, share_out(len(weights), weights[0]), strict=True)):
+@torch.no_grad()
+def own_matrices(weights: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Yield this worker's share of weights, whole, and their places; all of them where none is sharded.
+
+    Collective: every worker that holds parts of them must take all, in turn with the others.
+    """
+    is_own = share_out(len(weights), weights[0]) if any(map(is_sharded, weights)) else repeat(True)
+    for place, (weight, own) in enumerate(zip(weights, is_own, strict=False)):
         matrix = whole(weight)
-        if mine:
-            (alphas[place],) = hill_alphas([matrix], fixed_aspect=fixed_aspect)
-    found: list[float] = summed_over_workers(alphas, weights[0]).tolist()
-    return found
+        if own:
+            yield place, matrix.detach()
+
+
+def of_all_workers(alphas: Mapping[int, float], weights: Sequence[Tensor]) -> list[float]:
+    """Return α of each weight, from α by place of this worker's `own_matrices`; collective as that is."""
+    found = [alphas.get(place, 0.0) for place in range(len(weights))]
+    if not any(map(is_sharded, weights)):
+        return found
+    sums = torch.tensor(found, dtype=torch.float64, device=weights[0].device)
+    everyones: list[float] = summed_over_workers(sums, weights[0]).tolist()
+    return everyones
 
 
 def decay_scales(
@@ -117,14 +134,22 @@ def decay_scales(
         ConfigError: where an option is out of its range.
     """
     require_range(low, high)
-    tuned = _tuned(weights, fixed_aspect)
+    tuned = tuned_names(weights, fixed_aspect)
     alphas = hill_alphas([weights[name] for name in tuned], fixed_aspect=fixed_aspect)
-    usable = {name: alpha for name, alpha in zip(tuned, alphas, strict=True) if math.isfinite(alpha)}
+    multipliers = multipliers_of(dict(zip(tuned, alphas, strict=True)), assign, low, high, mean_preserving)
+    return {**dict.fromkeys(weights, 1.0), **multipliers}
+
+
+def multipliers_of(
+    alphas: Mapping[str, float], assign: Assign, low: float, high: float, mean_preserving: bool
+) -> dict[str, float]:
+    """Return the multipliers of the weights with a finite α; see `decay_scales`."""
+    usable = {name: alpha for name, alpha in alphas.items() if math.isfinite(alpha)}
     multipliers = assigned(usable, assign, low, high)
     if mean_preserving and multipliers:
         mean = math.fsum(multipliers.values()) / len(multipliers)
         multipliers = {name: multiplier / mean for name, multiplier in multipliers.items()}
-    return {**dict.fromkeys(weights, 1.0), **multipliers}
+    return multipliers
 
 
 def assigned(
@@ -203,7 +228,7 @@ def _hill(values: Tensor) -> Tensor:
     return torch.where(mean < ROUNDING, math.inf, 1 + 1 / mean)
 
 
-def _tuned(weights: Mapping[str, Tensor], fixed_aspect: bool) -> list[str]:
+def tuned_names(weights: Mapping[str, Tensor], fixed_aspect: bool) -> list[str]:
     """Return the names of the weights that have a say and get one; see `decay_scales`."""
     matrices = [name for name, weight in weights.items() if weight.ndim >= 2 and weight.numel() > 0]
     in_blocks = [name for name in matrices if block_name(name) is not None]
