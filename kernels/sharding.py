@@ -310,6 +310,8 @@ def _square_sum(grads: Sequence[Tensor]) -> Tensor:
 def _adopted(shard: Shard, state: State) -> Iterable[tuple[str, Any]]:
     """Yield a parameter's state as that of its part."""
     for name, value in state.items():
+        if name not in SCALARS and not isinstance(value, Tensor):
+            continue  # no business of a step's: it stays with the outer optimizer
         if name in SCALARS or shard.tensor is shard.param:
             yield name, value
         elif is_sharded(value) and value.placements == shard.param.placements:

@@ -10,16 +10,35 @@ from torch.optim import Optimizer
 
 from widthwise.kernels import AdamHC, reference
 from widthwise.kernels.sharding import is_sharded
+from widthwise.proxies import refreshing
 from widthwise.proxies.module_decay import AdaDecay
 from widthwise.proxies.parts import as_part, local, whole, whole_abs_means, whole_means
 from widthwise.proxies.spectra import decay_scales
 from widthwise.proxies.validation import ConfigError
 
 
-def share_by_spectra(weights: Mapping[str, Tensor], optimizer: Optimizer, settings: dict[str, Any]) -> None:
-    """Set `decay_scales` of the named weights, with these settings."""
-    scales = decay_scales(weights, **settings)
-    _adamhc(optimizer).set_decay_scale({weights[name]: scale for name, scale in scales.items()})
+def share_by_spectra(
+    weights: Mapping[str, Tensor], optimizer: Optimizer, settings: dict[str, Any], *, later: bool
+) -> None:
+    """Set `decay_scales` of the named weights, with these settings; or have them computed until `use_spectra`."""
+    adamhc = _adamhc(optimizer)
+    if later:
+        refreshing.begin(weights, adamhc, **settings)
+    else:
+        scales = decay_scales(weights, **settings)
+        adamhc.set_decay_scale({weights[name]: scale for name, scale in scales.items()})
+
+
+def use_spectra(optimizer: Optimizer) -> None:
+    """Set what has been computed since `share_by_spectra`."""
+    refreshing.end(_adamhc(optimizer))
+
+
+def is_on_cuda(optimizer: Optimizer) -> bool:
+    """Tell whether the first parameter is on a CUDA device."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    first: Tensor = next(parameters)
+    return first.is_cuda
 
 
 @torch.no_grad()

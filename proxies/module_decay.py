@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 class AlphaDecay(Record):
     """Decay by the heavy-tailedness of each weight's spectrum (arXiv 2506.14562).
 
-    As its code does, it assigns at the first step and before every `interval`-th one, here to the weights
+    As its code does, it looks at the spectra at the first step and before every `interval`-th one, here at those
     of all named parameters that `widthwise.proxies.spectra.decay_scales` tunes; the options are that
     function's.
+
+    `lag` is the number of steps from a look, but for the first, to the step that uses what it found, during which
+    a thread computes it from copies of the weights: 0, as its authors', is at once, with training waiting. If it
+    is None, that is 0, but on a CUDA device a tenth of the interval (assumed to be enough, not measured).
     """
 
     method: Literal["alpha"] = "alpha"
@@ -35,20 +39,29 @@ class AlphaDecay(Record):
     mean_preserving: bool = False
     fixed_aspect: bool = False
     interval: int = Field(500, ge=1)
+    lag: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _in_range(self) -> "AlphaDecay":
         require_range(self.low, self.high)
+        if self.lag is not None and self.lag >= self.interval:
+            raise ConfigError(f"lag: must be < interval = {self.interval}, got {self.lag}")
         return self
 
     def __call__(self, step: int, model: "nn.Module", optimizer: "Optimizer") -> None:
-        """Set the decay scales where `step`, counted from 0, is one to refresh at."""
-        if step > 0 and (step + 1) % self.interval:
-            return
-        from widthwise.proxies.decaying import share_by_spectra
+        """Look at the spectra, or use what the last look has found, where `step`, counted from 0, is one to."""
+        from widthwise.proxies import decaying
 
-        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        share_by_spectra(weights, optimizer, self.model_dump(exclude={"method", "interval"}))
+        lag = decaying.is_on_cuda(optimizer) * self.interval // 10 if self.lag is None else self.lag
+        if self._looks(step):
+            options = self.model_dump(exclude={"method", "interval", "lag"})
+            weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            decaying.share_by_spectra(weights, optimizer, options, later=lag > 0 and step > 0)
+        elif step > lag and self._looks(step - lag):
+            decaying.use_spectra(optimizer)
+
+    def _looks(self, step: int) -> bool:
+        return step == 0 or (step + 1) % self.interval == 0
 
 
 class AWD(Record):

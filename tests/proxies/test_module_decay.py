@@ -8,21 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from widthwise.kernels import AdamHC
 from widthwise.proxies import AWD, GPT, AdaDecay, AlphaDecay, GPTConfig, Horizon, Hyperparameters, RunOptions
 from widthwise.proxies.decaying import adadecay_factors
 from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.spectra import decay_scales
 from widthwise.proxies.validation import ConfigError
 
+from .toy import Toy
+
 CONTEXT, STEPS = 16, 20
 MODEL = GPTConfig(width=64, head_dim=16, depth=2, context=CONTEXT)
 METHODS = [
     AlphaDecay(interval=8),
     AlphaDecay(interval=6, assign="sigmoid", fixed_aspect=True),
+    AlphaDecay(interval=6, lag=3),
     AWD(),
     AdaDecay(),
 ]
@@ -59,7 +61,7 @@ def checkpointed(path: Path) -> RunOptions:
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     method: AlphaDecay | AWD | AdaDecay, tuned: dict[str, Any], tmp_path: Path
 ) -> None:
-    # Refreshed before steps 1, 8 and 16 (or 1, 6, 12 and 18) of 20, stopped after the 12th.
+    # Refreshed before steps 1, 8 and 16 (or 1, 6, 12 and 18) of 20, stopped after the 12th, with or without a lag.
     straight = run(spec(method, **tuned), checkpointed(tmp_path / "whole"))
     stopped = run(
         spec(method, **tuned), checkpointed(tmp_path / "halved"), lambda metrics: metrics.step >= 12
@@ -93,29 +95,6 @@ def test_a_run_with_module_decay_travels_as_json(method: AlphaDecay | AWD | AdaD
 
 
 # In any training loop
-
-
-class Toy:
-    """A model of three matrices in two blocks, their gradients, and an optimizer over them."""
-
-    def __init__(self, **options: Any) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 128), nn.Linear(128, 64))
-        self.optimizer = AdamHC(
-            self.model.parameters(), **{"lr": 0.1, "weight_decay": 0.5, "huber_c": 1.0, **options}
-        )
-        self.draw()
-
-    def draw(self, transform: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
-        for parameter in self.model.parameters():
-            parameter.grad = transform(torch.randn_like(parameter))
-
-    def weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.model.parameters()]
-
-    def scales(self) -> list[float]:
-        states = [self.optimizer.state[parameter] for parameter in self.model.parameters()]
-        return [state.get("decay_scale", math.nan) for state in states]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +240,7 @@ def test_another_optimizer_is_refused(method: Callable[[int, nn.Module, Optimize
     ("settings", "message"),
     [
         ({"interval": 0}, "interval: must be >= 1, got 0"),
+        ({"interval": 20, "lag": 20}, "lag: must be < interval = 20, got 20"),
         ({"low": 2.0, "high": 1.0}, "low: 0 <= low <= high must hold, and high > 0, got low=2.0, high=1.0"),
         ({"assing": "linear"}, "assing: unknown field; did you mean 'assign'?"),
     ],
