@@ -29,20 +29,24 @@ from widthwise.proxies.runs import RunSpec, base_settings, run
 pytestmark = pytest.mark.slow
 
 CONTEXT, STEPS, WORKERS = 16, 8, 2
+ALPHA = Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=1.0, threshold="ema", clip_norm=0.5)
 TUNED = {
-    "alpha": Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=1.0, threshold="ema", clip_norm=0.5),
+    "alpha": ALPHA,
+    "alpha, lagging": ALPHA,
     "awd": Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=1.0, clip_norm=0.5),
     "adadecay": Hyperparameters(lr=0.02, weight_decay=2.0, huber_c=1.0),
     "adadecay, l2": Hyperparameters(lr=0.02, weight_decay=2.0, decay="l2", huber_c=None),
 }
 METHODS = {
     "alpha": AlphaDecay(interval=3, mean_preserving=True),
+    # Looks before steps 0, 3 and 7; what the second saw is used from step 5 on.
+    "alpha, lagging": AlphaDecay(interval=4, lag=2, mean_preserving=True),
     "awd": AWD(),
     "adadecay": AdaDecay(),
     "adadecay, l2": AdaDecay(),
 }
 # Below the matrices' smaller side, and so a power iteration, or above.
-EXACT_UP_TO = {"alpha": 60, "awd": 100, "adadecay": 60, "adadecay, l2": 100}
+EXACT_UP_TO = {"alpha": 60, "alpha, lagging": 60, "awd": 100, "adadecay": 60, "adadecay, l2": 100}
 SHARDINGS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp": {"parallel": "fsdp"},
@@ -80,6 +84,10 @@ def worker(folder: Path, rank: int) -> None:
         for name, sharding in SHARDINGS.items():
             found = told(way, replace(options, **sharding))
             (folder / f"{way}.{name}.{rank}.json").write_text(json.dumps(found))
+    recorder.EXACT_UP_TO = EXACT_UP_TO["alpha, lagging"]
+    stored = replace(options, **SHARDINGS["fsdp"], checkpoint=folder / "checkpoints", keep=1)
+    run(spec("alpha, lagging"), stored, lambda metrics: metrics.step == 4)
+    (folder / f"resumed.{rank}.json").write_text(json.dumps(told("alpha, lagging", stored)))
     dist.destroy_process_group()
 
 
@@ -110,6 +118,12 @@ def test_sharded_runs_are_measured_and_decay_as_replicated_ones(
         assert_close(one, other, "")
     parameters = replicated[-1]["diagnostics"]["parameters"].values()
     assert {one["spectrum"] is None for one in parameters} == {EXACT_UP_TO[way] < 64}
+
+
+@pytest.mark.parametrize("rank", range(WORKERS))
+def test_a_sharded_run_that_was_stopped_while_spectra_were_computed_goes_on(rank: int, folder: Path) -> None:
+    straight = json.loads((folder / f"alpha, lagging.fsdp.{rank}.json").read_text())
+    assert json.loads((folder / f"resumed.{rank}.json").read_text()) == straight
 
 
 def assert_close(one: Any, other: Any, where: str) -> None:
