@@ -42,7 +42,7 @@ note "# The CUDA back end on $("$PYTHON" -c 'import torch; print(torch.cuda.get_
 note ""
 note "\`sh benchmarks/gpu.sh FOLDER\`, $(date -u +%Y-%m-%d)"
 note ""
-check tests "$PYTHON" -m pytest -q -m gpu tests/kernels
+check tests "$PYTHON" -m pytest -q -m gpu tests/kernels tests/proxies/test_refreshing.py
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         check "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" benchmarks/gpu.py --steps 2

@@ -125,6 +125,7 @@ def test_a_mistake_in_an_option_is_one_line(
         ("--module-decay awd --assign log2", "assign: needs --module-decay alpha, got awd"),
         ("--fixed-aspect", "fixed_aspect: needs --module-decay alpha, got none"),
         ("--module-decay alpha --interval 0", "module_decay.alpha.interval: must be >= 1, got 0"),
+        ("--module-decay alpha --lag 500", "module_decay.alpha.lag: must be < interval = 500, got 500"),
     ],
 )
 def test_a_mistake_in_module_decay_is_one_line(
@@ -146,10 +147,10 @@ def test_module_decay_reaches_the_run(
         write_json(out / "result.json", result)
 
     monkeypatch.setattr(launching, "_train", train)
-    given = "--module-decay alpha --assign sqrt --interval 50 --mean-preserving --fixed-aspect"
+    given = "--module-decay alpha --assign sqrt --interval 50 --lag 7 --mean-preserving --fixed-aspect"
     command = ["launch", recipe, "--width", "64", "--data", "python", "--out", str(tmp_path / "target")]
     assert exit_status(*command, *given.split()) == 1
-    expected = AlphaDecay(assign="sqrt", interval=50, mean_preserving=True, fixed_aspect=True)
+    expected = AlphaDecay(assign="sqrt", interval=50, lag=7, mean_preserving=True, fixed_aspect=True)
     assert [spec.module_decay for spec in specs] == [expected]
     assert exit_status(*command, "--resume", *given.split()) == 1
     capsys.readouterr()

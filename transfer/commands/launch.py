@@ -81,6 +81,9 @@ class Launch(Target):
     """AlphaDecay's assignment. (default: linear)"""
     interval: Option[int] = None
     """Steps between AlphaDecay's looks at the spectra. (default: 500)"""
+    lag: Option[int] = None
+    """Steps from a look to the use of what it found, during which a thread computes it. (default: 0, on a CUDA device a
+    tenth of the interval)"""
     mean_preserving: Flag = False
     """Keep the mean of AlphaDecay's multipliers at 1."""
     fixed_aspect: Flag = False
@@ -226,7 +229,7 @@ class Launch(Target):
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""
-        names = ("assign", "interval", "mean_preserving", "fixed_aspect")
+        names = ("assign", "interval", "lag", "mean_preserving", "fixed_aspect")
         values = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in values.items() if value is not None and value is not False}
         if given and self.module_decay != "alpha":
