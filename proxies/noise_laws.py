@@ -30,11 +30,12 @@ def advance_variance_by_steps(variance: float, lrs: Array, strengths: Array) -> 
     """Return `advance_variance` applied once for each pair of η and τ·κ̂, in their order."""
     kept = np.square(1 - strengths)
     added = np.maximum(0.0, 1 - strengths / 2) * np.square(lrs)
-    # A decay of τ > 2 lets weights grow without bound.
+    # What is there at first is kept by all steps, what a step added by those after it.
+    amounts = np.append(variance, added)
+    # A decay of τ > 2 lets weights grow without bound, but of nothing comes nothing.
     with np.errstate(over="ignore", invalid="ignore"):
-        # What step s added is kept by the steps after it.
-        since = np.append(np.cumprod(kept[:0:-1])[::-1], 1.0) if len(kept) else kept
-        return float(variance * np.prod(kept) + np.dot(added, since))
+        since = np.append(np.cumprod(kept[::-1])[::-1], 1.0)
+        return float(np.sum(amounts * since, where=amounts != 0))
 
 
 def update_ratio_law(variance: float, lr: float, beta1: float) -> float:

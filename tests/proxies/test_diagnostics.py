@@ -64,6 +64,17 @@ def test_many_steps_at_once_are_those_steps_one_by_one(steps: int) -> None:
     assert advance_variance_by_steps(0.3, lrs, strengths) == pytest.approx(variance, rel=1e-12)
 
 
+@pytest.mark.parametrize(("first", "expected"), [(2.5, 0.0), (0.5, math.inf)])
+def test_weights_at_zero_stay_there_under_a_decay_that_would_let_others_grow(
+    first: float, expected: float
+) -> None:
+    lrs, strengths = np.full(1000, 0.1), np.array([first] + 999 * [4.0])
+    variance = 0.0
+    for lr, strength in zip(lrs.tolist(), strengths.tolist(), strict=True):
+        variance = advance_variance(variance, lr, strength)
+    assert advance_variance_by_steps(0.0, lrs, strengths) == variance == expected
+
+
 def test_in_equilibrium_the_law_of_updates_is_the_papers() -> None:
     lr, decay, beta1 = 0.02, 0.5, 0.8
     expected = math.sqrt(2 * lr * decay * (1 - beta1) / (1 + beta1))
