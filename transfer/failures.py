@@ -101,7 +101,16 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
             known.add(id(one))
             yield one
             found += [failure for failure, _ in getattr(one, "failures", {}).values()]
-            found += [led for led in (one.__context__, one.__cause__) if led is not None]
+            found += [led for led in [_led(one)] if led is not None]
+
+
+def _led(error: BaseException) -> BaseException | None:
+    """Return what led to an error, by its own account."""
+    if error.__cause__ is not None:
+        return error.__cause__
+    # Our errors of one line hide what led to them from their readers, not from us.
+    is_unrelated = error.__suppress_context__ and not isinstance(error, ConfigError | RunError)
+    return None if is_unrelated else error.__context__
 
 
 def _is_fault(error: BaseException) -> bool:

@@ -29,8 +29,14 @@ def made(out: Path, *steps: int) -> Path:
     return out
 
 
-def following_from(error: Exception, cause: Exception, how: str = "__cause__") -> Exception:
-    setattr(error, how, cause)
+def following_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def hiding(error: Exception, context: Exception) -> Exception:
+    """Return an error as ``raise … from None`` leaves it."""
+    error.__context__, error.__suppress_context__ = context, True
     return error
 
 
@@ -64,12 +70,7 @@ UNWRITTEN = CheckpointException("write", {1: (OSError(errno.EIO, "Input/output e
             "OSError: [Errno 5] Input/output error",
         ),
         (
-            following_from(
-                # As `raise … from None` leaves it.
-                ConfigError("data: x cannot be read"),
-                TimeoutError(errno.ETIMEDOUT, "away"),
-                "__context__",
-            ),
+            hiding(ConfigError("data: x cannot be read"), TimeoutError(errno.ETIMEDOUT, "away")),
             HardwareFault,
             "TimeoutError: [Errno 110] away",
         ),
@@ -91,6 +92,14 @@ def test_what_ends_a_worker(tmp_path: Path, error: Exception, ended: type[Except
 def test_what_the_users_code_does_to_a_device_is_no_fault_of_it(tmp_path: Path, said: str) -> None:
     with pytest.raises(RunError, match=f"^AcceleratorError: CUDA error: {said} "), explained(tmp_path):
         raise torch.AcceleratorError(f"CUDA error: {said}\nCompile with ...")
+
+
+def test_a_fault_that_the_users_code_calls_unrelated_is_none(tmp_path: Path) -> None:
+    away = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(RunError, match=r"^KeyError: 'x' \("), explained(tmp_path):
+        raise hiding(KeyError("x"), away)
+    with pytest.raises(RunError, match=r"^ValueError: y \("), explained(tmp_path):
+        raise following_from(hiding(ValueError("y"), away), KeyError("x"))
 
 
 def test_an_exception_is_told_with_the_line_of_the_users_code(tmp_path: Path) -> None:

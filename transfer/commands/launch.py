@@ -219,12 +219,16 @@ class Launch(Target):
 
     def _failure(self, result: dict[str, Any]) -> str:
         from widthwise.transfer.failures import last_checkpoint
+        from widthwise.transfer.run_files import StepLines
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
         if result["status"] != "stopped":
             return f"the run {result['status']} at step {result['steps']}; {kept}"
-        stopped = f"an alarm stopped the run at step {result['steps']} ({result['alarms'][-1]['cause']})"
+        # Not the result's, which has the first of each kind: one may have sounded, and been passed over, before.
+        alarms = StepLines(self.out / "alarms.jsonl").lines
+        cause = next(alarm["cause"] for alarm in alarms if alarm["step"] == result["steps"])
+        stopped = f"an alarm stopped the run at step {result['steps']} ({cause})"
         return f"{stopped}; {kept}; go on with --resume --abort-on divergence"
 
     def _module_decay(self) -> dict[str, Any] | None:
