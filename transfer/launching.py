@@ -28,7 +28,7 @@ from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.run_folder import require_folder
-from widthwise.transfer.waiting import waiting_told
+from widthwise.transfer.waiting import living_nodes, waiting_told
 from widthwise.transfer.watching.beginning import left_out, watch_for
 from widthwise.transfer.watching.records import Watch
 
@@ -118,7 +118,7 @@ def launch(
             (out / "bands.json").unlink(missing_ok=True)
         else:
             write_json(out / "bands.json", watch.model_dump(mode="json", by_alias=True))
-        with waiting_told(out, resources, options.fewest, partial(_nodes, ray), say):
+        with waiting_told(out, resources, options.fewest, partial(living_nodes, ray), say):
             _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
         (out / PULSE).unlink(missing_ok=True)
     return read_json(out / "result.json", "a result")
@@ -157,10 +157,6 @@ def _begun(plan: Plan, out: Place, options: LaunchOptions) -> str:
     workers = f"{most} worker{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} workers"
     run = f"{steps:,} steps of {plan.horizon.batch_tokens:,} tokens on {workers}, in {out}"
     return f"target of width {plan.model.width}, rule {plan.rule}: {run}"
-
-
-def _nodes(ray: Any) -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _resources(cluster: Mapping[str, float], options: LaunchOptions, *, local: bool) -> dict[str, int]:

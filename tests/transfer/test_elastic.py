@@ -1,6 +1,7 @@
 """A sharded run on nodes that leave and come back: it goes on with those there are, and learns the same."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,10 +175,12 @@ def test_a_run_with_too_few_nodes_says_that_it_waits_and_goes_on(
     running.until(lambda: lines(out), seconds=300)
     nodes.pop().kill_all()
     told = "the run needs 2 workers, and Ray has room for"
-    running.until(lambda: f"widthwise: waiting for nodes: {told} 1\n" in running.err.read_text(), seconds=300)
+    # Ray takes a dead node for a living one for a while, which has nothing free.
+    waits = re.compile(rf"waiting for nodes: {told} 1(; room for 1 more is not free)?\n")
+    running.until(lambda: waits.search(running.err.read_text()), seconds=300)
     with pytest.raises(SystemExit):
         cli.main(["status", str(out)])
-    assert f"  waiting for nodes: {told} 1\n" in capsys.readouterr().out
+    assert waits.search(capsys.readouterr().out)
     cluster()
     running.until(lambda: f"widthwise: nodes are back: {told} 2\n" in running.err.read_text(), seconds=300)
     (tmp_path / "slowly").unlink()
