@@ -102,8 +102,29 @@ def listening(pids: dict[int, str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start: Callable[..., Any], real_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a sweep that nothing disturbed, having looked at what it said and left behind."""
+def damaged(
+    start: Callable[..., Any], real_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Path]:
+    """Start a sweep of which two trials find bad folders; return it and its folder."""
+    out = tmp_path_factory.mktemp("damaged") / "sweep"
+    (out / "trials" / "trial_0001").mkdir(parents=True)
+    # No checkpoint can be written below a file, and no run resumed from one that is none.
+    (out / "trials" / "trial_0000").write_text("in the way")
+    (out / "trials" / "trial_0001" / "checkpoint.pt").write_text("damaged")
+    return start(*sweep_of(real_text), "--out", out), out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    start: Callable[..., Any],
+    damaged: tuple[Any, Path],
+    real_text: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return the folder of a sweep that nothing disturbed, having looked at what it said and left behind.
+
+    `damaged` runs beside it, because a sweep's start is a chain of processes that wait for each other.
+    """
     out = tmp_path_factory.mktemp("undisturbed") / "sweep"
     running = start(*sweep_of(real_text), "--out", out, "--json")
     running.until(is_halfway(out, 0))
@@ -274,14 +295,10 @@ def test_sweeps_killed_at_random_moments_end_as_an_undisturbed_one(
 
 
 def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
-    start: Callable[..., Any], undisturbed: Path, real_text: Path, tmp_path: Path
+    damaged: tuple[Any, Path], undisturbed: Path
 ) -> None:
-    out = tmp_path / "sweep"
-    (out / "trials" / "trial_0001").mkdir(parents=True)
-    # No checkpoint can be written below a file, and no run resumed from one that is none.
-    (out / "trials" / "trial_0000").write_text("in the way")
-    (out / "trials" / "trial_0001" / "checkpoint.pt").write_text("damaged")
-    status, _, said = start(*sweep_of(real_text), "--out", out).finish()
+    running, out = damaged
+    status, _, said = running.finish()
     assert status == 0, said
     assert said.splitlines()[3].startswith("trial 0 failed: FileExistsError: ")
     failed, *others = records(out)

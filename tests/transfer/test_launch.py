@@ -17,7 +17,6 @@ from ..events import scalars
 
 pytestmark = pytest.mark.ray
 
-# Long enough, in steps and in seconds, to be killed in between.
 # Long enough, and looked at often enough, for a signal to arrive in the middle.
 WIDTH, STEPS, EVALUATIONS = 128, 160, 20
 TIMES = ("seconds", "tokens_per_second")
@@ -55,13 +54,15 @@ def has_evaluated(out: Path, times: int) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def runs(start: Callable[..., Any], folder: Path, real_text: Path) -> dict[str, tuple[int, str, str]]:
-    """Return how two runs by one worker ended, a good one and a bad one: folder → status and what was printed."""
-    recipes = {"undisturbed": folder / "recipe.json", "diverged": folder / "bad.json"}
-    # Both at a time, because a run's start is a chain of processes that wait for each other.
+    """Return how runs by one worker ended, of which one is stopped: folder → status and what was printed."""
+    recipes = {"stopped": "recipe.json", "undisturbed": "recipe.json", "diverged": "bad.json"}
+    # All at a time, because a run's start is a chain of processes that wait for each other.
     running = {
-        name: start(*run_of(recipe, real_text), "--out", folder / name, "--json")
+        name: start(*run_of(folder / recipe, real_text), "--out", folder / name, "--json")
         for name, recipe in recipes.items()
     }
+    running["stopped"].until(has_evaluated(folder / "stopped", 2))
+    running["stopped"].process.terminate()  # as a scheduler ends a job: taken as Ctrl-C
     ended = {name: one.finish() for name, one in running.items()}
     for one in running.values():
         one.require_gone()
@@ -175,18 +176,17 @@ def test_two_workers_with_a_part_each_one_of_them_killed_learn_what_one_learns(
 
 
 def test_a_run_stopped_and_killed_ends_as_an_undisturbed_one(
-    start: Callable[..., Any], folder: Path, undisturbed: Path, real_text: Path
+    start: Callable[..., Any],
+    runs: dict[str, tuple[int, str, str]],
+    folder: Path,
+    undisturbed: Path,
+    real_text: Path,
 ) -> None:
-    out = folder / "killed"
+    out = folder / "stopped"
     command = [*run_of(folder / "recipe.json", real_text), "--out", out]
-
-    running = start(*command)
-    running.until(has_evaluated(out, 2))
-    running.process.terminate()  # as a scheduler ends a job: taken as Ctrl-C
-    status, printed, said = running.finish()
+    status, printed, said = runs["stopped"]
     told = f"widthwise: stopped; go on with the same command and --resume ({out})"
     assert (status, printed, said.splitlines()[-1]) == (130, "", told)
-    running.require_gone()
     done = len(lines(out))
     assert 2 <= done < EVALUATIONS
 
