@@ -32,7 +32,8 @@ def of_sweep(
 ) -> Outlook | None:
     """Return what is expected of a sweep's trials; None until a proposal has completed the whole horizon.
 
-    Proposals take as long as those that have ended, stopped and diverged ones too; what confirms them runs to its end.
+    Proposals take as long as those that have ended, stopped and diverged ones too. What confirms them runs to its end,
+    and measures on the way: as long as such trials, once there is one, until then as completed proposals.
 
     Args:
         records: the trials that have ended, as in ``trials.jsonl``.
@@ -45,7 +46,8 @@ def of_sweep(
     whole = [one["seconds"] for one in proposed if one["status"] == "completed" and one["horizon"] == tokens]
     if not whole:
         return None
+    again = [one["seconds"] for one in ended if one not in proposed and one["status"] == "completed"]
     to_propose = max(0, proposals - len(proposed))
     others = max(0, total - proposals - (len(ended) - len(proposed)))
-    seconds = to_propose * fmean(one["seconds"] for one in proposed) + others * fmean(whole)
+    seconds = to_propose * fmean(one["seconds"] for one in proposed) + others * fmean(again or whole)
     return Outlook(to_propose + others, seconds)

@@ -804,7 +804,11 @@ def test_the_fitted_minimum_is_counted_before_it_is_tried(opened: Callable[..., 
     assert ledger.fitted() is None
     # With a confirmation of its own.
     assert (ledger.total, ledger.outlook()) == (12 + 1 + 2, Outlook(3, 3 * 1.5))
-    play(ledger, 3)
+    number, _ = begin(ledger)
+    ledger.finish(number, "completed", {"loss": 2.0, "tokens": 61440, "seconds": 4.0})
+    # It measured on the way, as the others will.
+    assert ledger.outlook() == Outlook(2, 2 * 4.0)
+    play(ledger, 2)
     assert (ledger.is_finished(), ledger.outlook(), len(ledger.records())) == (True, Outlook(0, 0.0), 15)
 
 
