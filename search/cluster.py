@@ -1,5 +1,6 @@
 """A Ray to run on: an existing cluster, or a quiet local one that is gone afterwards."""
 
+import atexit
 import logging
 import os
 import secrets
@@ -25,6 +26,8 @@ from widthwise.search.nodes import require_same_version
 ANSWER_SECONDS = 8
 # Age from which a session's folder that nobody has locked is nobody's.
 SECONDS_UNLOCKED = 60
+# In which Ray's own processes end on SIGTERM, where it was sent to them as well.
+SECONDS_TO_FOLLOW = 1.0
 
 
 @contextmanager
@@ -60,13 +63,17 @@ def ray_session(
         for name in ("ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        terminated = threading.Event()
         try:
             if address is not None:
                 require_same_version(ray)
-            with _terminated_as_interrupted():
+            with _terminated_as_interrupted(terminated):
                 yield ray
         finally:
-            ray.shutdown()
+            if address is None and terminated.is_set() and _loses_a_child():
+                atexit.register(_leave)
+            else:
+                ray.shutdown()
 
 
 @contextmanager
@@ -86,16 +93,50 @@ def _session_folder() -> Iterator[str]:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM, with which schedulers end a job, as Ctrl-C, in place of Ray's abrupt end."""
+def _terminated_as_interrupted(terminated: threading.Event) -> Iterator[None]:
+    """Take SIGTERM, with which schedulers end a job, as Ctrl-C, in place of Ray's abrupt end; `terminated` says so.
+
+    Schedulers send it to all processes of a job, so that those of a local Ray end too. Therefore it is raised here, and
+    not left to Tune's or Train's own handling of Ctrl-C, which would wait for them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def terminate(*_: object) -> None:
+        # Once is enough, and some send it twice: to the process, and to its group.
+        if not terminated.is_set():
+            terminated.set()
+            raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+        if not terminated.is_set():
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _loses_a_child() -> bool:
+    """Return whether a process that this one has started ends by itself within `SECONDS_TO_FOLLOW`."""
+    deadline = time.monotonic() + SECONDS_TO_FOLLOW
+    with suppress(ChildProcessError):
+        while not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+    return True
+
+
+def _leave() -> None:
+    """End the process, as Ctrl-C does, without a word to a local Ray: what is left of it ends with this process.
+
+    Ray's own farewell waits for what may be gone, and its connection ends the process with an error of its own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(128 + signal.SIGINT)
 
 
 @contextmanager

@@ -241,6 +241,23 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     assert recipes[0].evidence == recipes[1].evidence
 
 
+@pytest.mark.slow
+def test_sigterm_to_all_processes_is_as_ctrl_c(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    running = start(*sweep_of(real_text), "--out", out)
+    running.until(is_halfway(out, 1))
+    # As scancel and systemd do: Ray's own processes end under the driver.
+    os.killpg(running.process.pid, signal.SIGTERM)
+    status, printed, said = running.finish()
+    told = f"widthwise: stopped; 1 trial is kept; go on with: widthwise sweep --resume --out {out}"
+    assert (status, printed, said.splitlines()[-1]) == (130, "", told)
+    running.require_gone(seconds=60)
+    assert trials(out)[1].state == TrialState.RUNNING
+    assert start("sweep", "--resume", "--out", out, "--trials", 2, "--seeds", 1).finish()[0] == 0
+
+
 def reports(out: Path) -> int:
     """Return how many evaluations the driver has heard of."""
     return sum(len(trial.intermediate_values) for trial in trials(out))
