@@ -1,9 +1,10 @@
 """The coordinate check's measurement: how far each layer's output moves in the first steps (µP, arXiv 2203.03466).
 
-Under µP the change of every coordinate after a given step has the same size at every width.
+Under µP the change of every coordinate after a given step has the same size at every width, as long as no weight
+decay that depends on the width has a part in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -45,14 +46,6 @@ class Coordinates:
             self.deltas[name].append(float((output - self.start[name]).square().mean().sqrt()))
         if len(self.deltas[OUTPUT]) == STEPS:
             self.start = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs for the same result after a resumption."""
-        return {"start": self.start, "deltas": self.deltas}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.start, self.deltas = state["start"], state["deltas"]
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class RunOptions:
             their memory.
         diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that
             `parameter_groups` made.
-        coordinates: whether the first ten steps measure `TrainResult.coordinates`.
+        coordinates: whether `widthwise.proxies.runs.run` measures `TrainResult.coordinates` before it trains.
         abort_on: what ends a run as diverged: a loss far above its start, or only one that is not finite.
         pulse: file, or URI, in which the first worker says every few seconds how far the run is; None says nothing.
     """
@@ -159,8 +159,8 @@ class TrainResult:
     """How a run ended; `loss` is the last validation loss, infinite where the run diverged.
 
     `parameters` counts the model's parameters; `flops` is as in `Metrics`, over the whole run.
-    `coordinates` are layer name → rms of the change of its output on fixed tokens, after step 1 to 10;
-    None unless `RunOptions.coordinates`.
+    `coordinates` are layer name → rms of the change of its output on fixed tokens after step 1 to 10, without
+    weight decay; None unless `RunOptions.coordinates`.
     """
 
     status: Status

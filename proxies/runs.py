@@ -1,7 +1,9 @@
 """One run of a GPT as plain data: what a sweep's trial and a target's worker have in common."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -10,15 +12,20 @@ from torch import nn
 from widthwise.kernels import AdamHC
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
+from widthwise.proxies.coordinates import STEPS, Coordinates
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
+from widthwise.proxies.observing import observed_tokens
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult
-from widthwise.proxies.parallel import spread
+from widthwise.proxies.parallel import require_whole, spread, unwrapped
 from widthwise.proxies.shapes import parameter_table
 from widthwise.proxies.table import parameter_groups
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
+
+# measured (docs/check.md): what a check of three widths and three seeds needs for an interval of about ±0.1.
+STARTS, WARMUP_STEPS = 4, 50
 
 
 class RunSpec(Record):
@@ -78,19 +85,73 @@ def run(
         if spec.module_decay is not None:
             spec.module_decay(step, model, optimizer)
 
-    model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
-    optimizer = AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
-    return train(
-        model,
-        optimizer,
+    coordinates = _coordinates(spec, options) if options.coordinates else None
+    result = train(
+        *_built(spec, options),
         opened(spec.data, spec.model.vocab_size),
         spec.horizon,
         context=spec.model.context,
-        options=options,
+        options=replace(options, coordinates=False),
         on_metrics=on_metrics,
         on_resumed=on_resumed,
         before_step=before_step,
     )
+    return replace(result, coordinates=coordinates)
+
+
+def _coordinates(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
+    """Return `TrainResult.coordinates`: geometric means over several starts, each trained for these steps alone.
+
+    Without weight decay, because rules differ in how ηλ depends on the width, and so does what decay changes, soundly;
+    and with a long warm-up, because a network that jumps says little of its parametrisation.
+    """
+    require_whole("coordinates", options.parallel)
+    if spec.horizon.steps * spec.horizon.warmup_fraction < WARMUP_STEPS:
+        longer = {"tokens": 10 * WARMUP_STEPS * spec.horizon.batch_tokens, "warmup_fraction": 0.1}
+        spec = spec.model_copy(update={"horizon": spec.horizon.model_copy(update=longer)})
+    seeds = range(options.seed * STARTS, (options.seed + 1) * STARTS)
+    starts = [_deltas(spec, replace(options, seed=seed)) for seed in seeds]
+    # Of a start that diverged there are fewer steps.
+    by_step = {layer: zip(*(start[layer] for start in starts), strict=False) for layer in starts[0]}
+    return {
+        layer: [geometric_mean(changes) if all(changes) else 0.0 for changes in steps]
+        for layer, steps in by_step.items()
+    }
+
+
+def _deltas(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
+    """Return `Coordinates.deltas` of one start."""
+    tokens, context = opened(spec.data, spec.model.vocab_size), spec.model.context
+    inputs = observed_tokens(tokens, batch_size=spec.horizon.sequences(context), context=context)
+    model, optimizer = _built(spec, options)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    coordinates = Coordinates(unwrapped(model), inputs.to(options.device))
+
+    def look(metrics: Metrics) -> bool:
+        coordinates.after_step()
+        return metrics.step >= STEPS
+
+    # Looked at after each step, and nothing kept.
+    brief = replace(
+        options,
+        coordinates=False,
+        diagnostics=False,
+        evaluations=spec.horizon.steps,
+        validation_batches=1,
+        checkpoint=None,
+        keep=None,
+        checkpoint_every=None,
+        pulse=None,
+    )
+    train(model, optimizer, tokens, spec.horizon, context=context, options=brief, on_metrics=look)
+    return coordinates.deltas
+
+
+def _built(spec: RunSpec, options: RunOptions) -> tuple[nn.Module, AdamHC]:
+    """Return the model, spread over its devices, and its optimizer."""
+    model, groups = _own(spec, spec.own, options) if spec.own else _gpt(spec, options)
+    return model, AdamHC(groups, clip_norm=spec.hyperparameters.clip_norm)
 
 
 def _gpt(spec: RunSpec, options: RunOptions) -> tuple[nn.Module, list[dict[str, Any]]]:

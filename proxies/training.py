@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from widthwise.proxies.checkpoint import FileCheckpoint
 from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
-from widthwise.proxies.observing import SEQUENCES, Observers
+from widthwise.proxies.observing import Observers, observed_tokens
 from widthwise.proxies.outcome import SAMPLED_STEPS, Metrics, RunOptions, Status, TrainResult
-from widthwise.proxies.parallel import holding_back, let_go, require_whole, unwrapped
+from widthwise.proxies.parallel import holding_back, let_go, unwrapped
 from widthwise.proxies.pulse import Pulse
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint
@@ -68,8 +68,11 @@ def train(
 
     Raises:
         ConfigError: where the batch, the data or the checkpoint does not fit, or diagnostics are asked of
-            another optimizer than AdamHC over groups that `parameter_groups` made.
+            another optimizer than AdamHC over groups that `parameter_groups` made, or ``options.coordinates``,
+            which takes a second model: `run` makes it.
     """
+    if options is not None and options.coordinates:
+        raise ConfigError("coordinates: must be False for train; follow them with Coordinates, got True")
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
     run.pulse.beat(run.step)
@@ -132,8 +135,6 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        if options.coordinates:
-            require_whole("coordinates", options.parallel)
         self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
         self.pulse = Pulse(
             options.pulse if options.rank == 0 else None,
@@ -239,7 +240,6 @@ class _Run:
             parameters=sum(parameter.numel() for parameter in self.bare_model.parameters()),
             flops=self._flops(),
             history=self.history,
-            coordinates=self.observers.deltas(),
         )
 
     def save(self) -> None:
@@ -328,9 +328,7 @@ class _Run:
         return self._mean(total, count)
 
     def _observed_tokens(self) -> Tensor:
-        """Return some validation tokens, the same ones at every evaluation and on every worker."""
-        size = min(self.batch_size, SEQUENCES)
-        tokens, _ = next(self.tokens.validation_batches(1, batch_size=size, context=self.context))
+        tokens = observed_tokens(self.tokens, batch_size=self.batch_size, context=self.context)
         return tokens.to(self.device)
 
     def _mean(self, total: Tensor, count: float) -> float:

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.kernels import AdamHC
-from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
+from widthwise.proxies import (
+    GPT,
+    Diagnostics,
+    GPTConfig,
+    Horizon,
+    Hyperparameters,
+    Recorder,
+    RunOptions,
+    open_tokens,
+    train,
+)
 from widthwise.proxies import diagnostics as measure
 from widthwise.proxies.noise_laws import advance_variance, advance_variance_by_steps, update_ratio_law
 from widthwise.proxies.outcome import SPECTRUM_SHARES, KindDiagnostics, Metrics
@@ -443,7 +453,24 @@ def test_a_run_that_was_begun_without_diagnostics_has_them_from_its_resumption(t
     run(spec(), off, lambda metrics: metrics.step >= 20)
     resumed = run(spec(), replace(OBSERVED, checkpoint=tmp_path / "run"))
     assert [one.diagnostics is None for one in resumed.history] == [True, True, False, False]
-    assert resumed.coordinates is None
+
+
+def test_coordinates_have_ten_steps_and_no_part_of_the_weight_decay() -> None:
+    small, large = (run(spec(weight_decay=decay), OBSERVED).coordinates for decay in (0.01, 10.0))
+    assert small is not None
+    assert small == large
+    assert {len(deltas) for deltas in small.values()} == {10}
+    # Behind a readout that starts at zero, nothing but the logits moves in the first step.
+    assert [name for name, deltas in small.items() if deltas[0] > 0] == ["logits"]
+    assert all(deltas[1] > 0 for deltas in small.values())
+
+
+def test_a_training_of_ones_own_model_is_refused_coordinates() -> None:
+    model = GPT(spec().model)
+    optimizer = AdamHC(model.parameters())
+    message = "^coordinates: must be False for train; follow them with Coordinates, got True$"
+    with pytest.raises(ConfigError, match=message):
+        train(model, optimizer, open_tokens("python"), spec().horizon, context=16, options=OBSERVED)
 
 
 def test_a_run_that_diverges_is_still_json() -> None:

@@ -80,7 +80,6 @@ def observed(
     weight_decay: float,
     loss: float | None,
     measured: Mapping[str, Any],
-    coordinate_steps: int | None = None,
 ) -> Observation:
     """Return what a finished run says.
 
@@ -90,7 +89,6 @@ def observed(
         weight_decay: the matrices' λ.
         loss: its last validation loss, or None.
         measured: as `widthwise.search.grid.Outcome` has it.
-        coordinate_steps: first steps whose coordinates count; None takes all.
     """
     diagnostics = measured.get("diagnostics") or {}
     matrices = diagnostics.get("kinds", {}).get("matrix", {})
@@ -108,9 +106,7 @@ def observed(
         kappa=matrices.get("kappa"),
         rms_ratio=matrices.get("rms_ratio"),
         update_ratio=matrices.get("update_ratio_over_law"),
-        coordinates={
-            name: [step or 0.0 for step in steps[:coordinate_steps]] for name, steps in coordinates.items()
-        },
+        coordinates={name: [step or 0.0 for step in steps] for name, steps in coordinates.items()},
     )
 
 

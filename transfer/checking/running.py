@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import accumulate, takewhile
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from widthwise.proxies.config import KINDS
 from widthwise.proxies.files import write_json
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.schedule import schedule
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.executing import Placement
 from widthwise.search.grid import Outcome, Run, run_all
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA: Literal["widthwise/check/1"] = "widthwise/check/1"
 
-# assumed: Σηλ up to which the first steps count as free of weight decay, in the coordinate check.
-MOST_DECAY = 0.1
 # Two evaluations: the last one is the result, and the one before it shows that a run is alive.
 _EVALUATIONS = 2
 
@@ -128,7 +124,6 @@ class _Study:
         self.rule = self.plans[base].rule
         self.tokens = self.plans[base].horizon.tokens
         self.horizons = {width: plan.decay_horizon for width, plan in self.plans.items()}
-        self.coordinate_steps = min(map(undecayed_steps, self.plans.values()))
         self.design = Design(
             base_width=base,
             widths=widths,
@@ -221,22 +216,7 @@ class _Study:
 
     def _observed(self, setting: Setting, outcome: Outcome) -> Observation:
         matrix = self.plan(setting).kinds["matrix"]
-        return observed(
-            setting, matrix.lr, matrix.weight_decay, outcome.loss, outcome.measured, self.coordinate_steps
-        )
-
-
-def undecayed_steps(plan: Plan) -> int:
-    """Return how many of a run's first steps tell of its parametrisation, before the weight decay joins in.
-
-    Rules differ in how ηλ depends on the width, so that what decay changes does too, soundly. Two at least: behind
-    a readout that starts at zero, the first changes nothing but the logits.
-    """
-    matrix = plan.kinds["matrix"]
-    power = 2 if plan.hyperparameters.corrected else 1
-    peak = matrix.lr * matrix.weight_decay
-    decayed = accumulate(peak * schedule(plan.horizon, step) ** power for step in range(plan.horizon.steps))
-    return max(2, sum(1 for _ in takewhile(lambda so_far: so_far <= MOST_DECAY, decayed)))
+        return observed(setting, matrix.lr, matrix.weight_decay, outcome.loss, outcome.measured)
 
 
 def _identity(recipe: Recipe, rule: str) -> dict[str, Any]:

@@ -136,17 +136,6 @@ def test_a_decay_that_was_not_tuned_is_no_ground_for_a_verdict(tmp_path: Path) -
     assert any(one.check == "base" and "λ" in one.text for one in verdict.reasons)
 
 
-@pytest.mark.parametrize(
-    ("lr", "corrected", "steps"),
-    # Linear warm-up over six steps: Σηλ of the first n is ηλ·Σ(t/7)^p, p = 2 where the decay is corrected.
-    [(0.05, True, 3), (0.05, False, 2), (0.005, True, 9), (0.0005, False, 60), (5.0, False, 2)],
-)
-def test_coordinates_count_while_decay_has_done_little(lr: float, corrected: bool, steps: int) -> None:
-    tuned = RECIPE.hyperparameters.model_copy(update={"lr": lr, "corrected": corrected})
-    recipe = RECIPE.model_copy(update={"hyperparameters": tuned})
-    assert running.undecayed_steps(recipe.at(width=16)) == steps
-
-
 def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
     result = check(RECIPE, tmp_path / "out", CheckOptions(tokens=256 * 10))
     assert result.verdict.outcome == "inconclusive"
