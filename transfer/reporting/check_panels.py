@@ -195,7 +195,7 @@ def _coordinates(measured: Measured) -> Panel:
         name="coordinates",
         title="coordinate check",
         x_label="width",
-        y_label="rms Δh, mean over the undecayed steps",
+        y_label="rms Δh, mean over the first ten steps",
         series=tuple(series),
         log="xy",
         ticks=[at.width for at in measured.widths],
