@@ -129,6 +129,7 @@ class _Reading:
             kind=kind,
             width_multiplier=1.0 if deciding is None else deciding.dim / deciding.base_dim,
             normalised=kind == "matrix",
+            shape=tuple(shape.shape()),
             fan_in=self._fan_in(name) if kind == "matrix" else None,
         )
 

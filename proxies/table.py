@@ -7,7 +7,7 @@ Names alone matter here, so that all of it works on models that are sharded, com
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -33,12 +33,14 @@ class ParameterEntry(Record):
         width_multiplier: fan-in at the table's width over fan-in at the base width (for a parameter with
             one infinite dimension: that dimension's ratio); 1 where no dimension grows.
         normalised: whether AdamC's correction applies (arXiv 2506.02285: every linear layer but the readout).
+        shape: at the table's width, which a model must have too.
         fan_in: number of terms that each output of a matrix sums; None for the other kinds.
     """
 
     kind: Kind
     width_multiplier: float = Field(gt=0)
     normalised: bool
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
     fan_in: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -136,8 +138,8 @@ def parameter_groups(
         and a ``kind``.
 
     Raises:
-        ConfigError: where the model and the table do not have the same names, or wrappers' prefixes are all
-            that tells two names apart.
+        ConfigError: where the model and the table do not have the same names and shapes, or wrappers' prefixes
+            are all that tells two names apart.
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry, parameter in _trained(model, table):
@@ -161,7 +163,8 @@ def initialise(model: "nn.Module", table: ParameterTable, config: GPTConfig) -> 
         config: where the standard deviations stand; a plan's ``model`` has them scaled.
 
     Raises:
-        ConfigError: the model is on the meta device, or its names are not the table's (as `parameter_groups`).
+        ConfigError: the model is on the meta device, or its names or shapes are not the table's, as for
+            `parameter_groups`.
     """
     import torch
 
@@ -187,9 +190,24 @@ def _trained(model: "nn.Module", table: ParameterTable) -> "Iterator[tuple[Param
         raise ConfigError(
             f"table: its names must be the model's; only the model has {extra}, only the table has {missing}"
         )
+    _require_shapes(parameters, rows, table.width)
     for name, parameter in parameters.items():
         if parameter.requires_grad:
             yield rows[name], parameter
+
+
+def _require_shapes(
+    parameters: "Mapping[str, nn.Parameter]", rows: Mapping[str, ParameterEntry], width: int
+) -> None:
+    """Refuse a model of another width than the table's: it would train with that width's η and λ, silently."""
+    pairs = [(name, rows[name].shape, tuple(one.shape)) for name, one in parameters.items()]
+    # FSDP1 and ZeRO-3 flatten what they shard, biases too: nothing is left to compare.
+    if any(len(shape) > 1 and len(found) == 1 for _, shape, found in pairs):
+        return
+    for name, shape, found in pairs:
+        if shape != found:
+            rule = f"must have the shapes of the table, which is of width {width}"
+            raise ConfigError(f"model: {rule}; {name!r} is {shape} there, got {found}")
 
 
 def _group(entry: ParameterEntry, settings: KindSettings, tuned: Hyperparameters) -> dict[str, Any]:

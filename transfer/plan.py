@@ -105,7 +105,7 @@ class Plan:
             table: ``parameter_table(build, width=target, base_width=proxy)``.
 
         Raises:
-            ConfigError: the table was made for other widths.
+            ConfigError: the table was made for other widths or another model.
         """
         from widthwise.proxies.table import parameter_groups
 

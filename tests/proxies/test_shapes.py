@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from widthwise.proxies import (
     GPT,
@@ -45,6 +46,20 @@ def sequential(width: int) -> nn.Module:
 
 def kinds(table: ParameterTable) -> dict[str, Kind]:
     return {name: entry.kind for name, entry in table.items()}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def vector(kind: Kind, width_multiplier: float, *shape: int) -> ParameterEntry:
+    return ParameterEntry(kind=kind, width_multiplier=width_multiplier, normalised=False, shape=shape)
+
+
+def matrix(width_multiplier: float, fan_in: int, *shape: int) -> ParameterEntry:
+    return ParameterEntry(
+        kind="matrix", width_multiplier=width_multiplier, normalised=True, shape=shape, fan_in=fan_in
+    )
 
 
 def refuses(message: str) -> pytest.RaisesExc[ConfigError]:
@@ -91,12 +106,14 @@ GAINS, BIASES = named(NORMS, "weight", "gain"), named(MATRICES, "bias", "bias")
 @pytest.mark.parametrize("width", [32, 64, 256])
 def test_the_gpts_table(fields: dict[str, Any], expected: dict[str, Kind], width: int) -> None:
     table = parameter_table(gpt(**fields), width=width, base_width=32)
+    shapes = shapes_of(gpt(**fields)(width))
     assert (table.width, table.base_width, len(table)) == (width, 32, len(expected))
     assert dict(table) == {
         name: ParameterEntry(
             kind=kind,
             width_multiplier=width / 32,
             normalised=kind == "matrix",
+            shape=shapes[name],
             fan_in=(3 * width if "down" in name else width) if kind == "matrix" else None,
         )
         for name, kind in expected.items()
@@ -282,10 +299,10 @@ def test_experts_tensors_must_be_named_where_it_is_a_guess() -> None:
     with refuses(message):
         parameter_table(Experts, width=128, base_width=16)
     named = parameter_table(Experts, width=128, base_width=16, overrides={"up": "matrix"})
-    assert named["up"] == ParameterEntry(kind="matrix", width_multiplier=8.0, normalised=True, fan_in=128)
-    assert named["up_bias"] == ParameterEntry(kind="bias", width_multiplier=2.4, normalised=False)
+    assert named["up"] == matrix(8.0, 128, 2, 192, 128)
+    assert named["up_bias"] == vector("bias", 2.4, 2, 192)
     turned = parameter_table(Experts, width=128, base_width=16, transposed=["u?"])
-    assert turned["up"] == ParameterEntry(kind="matrix", width_multiplier=2.4, normalised=True, fan_in=192)
+    assert turned["up"] == matrix(2.4, 192, 2, 192, 128)
 
 
 def test_a_pattern_of_transposed_matrices_that_matches_nothing_is_an_error() -> None:
@@ -316,7 +333,7 @@ def test_a_bare_parameter_of_two_dimensions_must_be_named() -> None:
     with refuses(CANNOT_TELL):
         parameter_table(WithPositions, width=64, base_width=16)
     table = parameter_table(WithPositions, width=64, base_width=16, overrides={"positions": "embedding"})
-    assert table["positions"] == ParameterEntry(kind="embedding", width_multiplier=4.0, normalised=False)
+    assert table["positions"] == vector("embedding", 4.0, 10, 64)
 
 
 def test_a_pattern_names_many_and_the_last_one_wins() -> None:
@@ -415,7 +432,7 @@ def test_a_linear_layer_from_fixed_to_growing_size_must_be_named() -> None:
     with refuses(message.replace("2.", "0.")):
         parameter_table(regression, width=64, base_width=16)
     table = parameter_table(regression, width=64, base_width=16, overrides={"0.weight": "embedding"})
-    assert table["0.weight"] == ParameterEntry(kind="embedding", width_multiplier=4.0, normalised=False)
+    assert table["0.weight"] == vector("embedding", 4.0, 64, 5)
 
 
 # Models that cannot be scaled
@@ -483,6 +500,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert ParameterTable.load(tmp_path / "table.json") == table
 
 
+GAIN = {"kind": "gain", "width_multiplier": 4, "normalised": True, "shape": [9]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -491,25 +511,29 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"base_width": None}, "base_width: must be a whole number, got null"),
         ({"entries": []}, "entries: must be an object, got []"),
         (
-            {"entries": {"0.weight": {"kind": "matrx", "width_multiplier": 4, "normalised": True}}},
+            {"entries": {"0.weight": {**GAIN, "kind": "matrx"}}},
             "entries.0.weight.kind: must be 'matrix', 'embedding', 'readout', 'gain' or 'bias', got 'matrx'; "
             "did you mean 'matrix'?",
         ),
         (
-            {"entries": {"0.weight": {"kind": "matrix", "width_multiplier": 4, "normalised": True}}},
+            {"entries": {"0.weight": {**GAIN, "kind": "matrix"}}},
             "entries.0.weight.fan_in: is required of a matrix",
         ),
         (
-            {
-                "entries": {
-                    "0.weight": {"kind": "gain", "width_multiplier": 4, "normalised": True, "fan_in": 9}
-                }
-            },
+            {"entries": {"0.weight": {**GAIN, "fan_in": 9}}},
             "entries.0.weight.fan_in: must be null of any kind but matrix",
         ),
         (
-            {"entries": {"0.weight": {"kind": "gain", "width_multiplayer": 4, "normalised": True}}},
-            "entries.0.weight.width_multiplayer: unknown field; did you mean 'width_multiplier'? (and 1 more)",
+            {"entries": {"0.weight": {**GAIN, "shape": [-1]}}},
+            "entries.0.weight.shape.0: must be >= 0, got -1",
+        ),
+        (
+            {"entries": {"0.weight": {name: GAIN[name] for name in GAIN if name != "shape"}}},
+            "entries.0.weight.shape: is required",
+        ),
+        (
+            {"entries": {"0.weight": {**GAIN, "width_multiplayer": 4}}},
+            "entries.0.weight.width_multiplayer: unknown field; did you mean 'width_multiplier'?",
         ),
     ],
 )
@@ -615,6 +639,36 @@ def test_a_sharded_model_is_grouped_and_initialised_by_name() -> None:
         assert torch.equal(one, other.to_local())
     groups = parameter_groups(sharded, table, settings_for, TUNED)
     assert {id(one) for group in groups for one in group["params"]} == set(map(id, sharded.parameters()))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_model_of_another_width_than_the_tables_is_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    model = wrap(sequential(256))
+    before = [one.clone() for one in model.parameters()]
+    rule = "must have the shapes of the table, which is of width 64"
+    message = f"model: {rule}; '0.weight' is (5, 64) there, got (5, 256)"
+    with refuses(message):
+        parameter_groups(model, table, settings_for, TUNED)
+    with refuses(message):
+        initialise(model, table, GPTConfig())
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.fixture
+def _one_process_of_two() -> Iterator[None]:
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process_of_two")
+def test_parameters_that_sharding_has_flattened_have_no_shapes_to_compare() -> None:
+    table = parameter_table(sequential, width=64, base_width=16)
+    model = FullyShardedDataParallel(sequential(64), use_orig_params=True, device_id=torch.device("cpu"))
+    assert {parameter.ndim for parameter in model.parameters()} == {1}
+    groups = parameter_groups(model, table, settings_for, TUNED)
+    assert {id(one) for group in groups for one in group["params"]} == set(map(id, model.parameters()))
 
 
 # The initialisation

@@ -86,6 +86,7 @@ def test_a_7b_plan_on_64_gpus_worked_out_by_hand(
         "kind": "matrix",
         "width_multiplier": 16.0,
         "normalised": True,
+        "shape": [d, 3 * d],
         "fan_in": 3 * d,
         "size": 3 * d * d,
         "lr": pytest.approx(0.02 / 16),

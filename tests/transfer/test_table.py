@@ -65,17 +65,17 @@ def test_it_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None
     assert exit_status("my_model:build", *BASES, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["width"], document["base_width"], len(document["entries"])) == (64, 16, 3)
-    row = {"kind": "matrix", "width_multiplier": 4.0, "normalised": True, "fan_in": 64}
+    row = {"kind": "matrix", "width_multiplier": 4.0, "normalised": True, "shape": [64, 64], "fan_in": 64}
     assert (document["schema"], document["entries"]["1.weight"]) == ("widthwise/table/1", row)
 
 
 def test_it_prints_a_line_per_parameter(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("my_model:build", *BASES, "--csv") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "parameter,kind,width_multiplier,normalised,fan_in",
-        "0.weight,embedding,4.0,False,",
-        "1.weight,matrix,4.0,True,64",
-        "2.weight,readout,4.0,False,",
+        "parameter,kind,width_multiplier,normalised,shape,fan_in",
+        "0.weight,embedding,4.0,False,9x64,",
+        "1.weight,matrix,4.0,True,64x64,64",
+        "2.weight,readout,4.0,False,9x64,",
     ]
 
 

@@ -89,11 +89,12 @@ def _save(table: "ParameterTable", path: Path) -> None:
 
 
 def _print_csv(table: "ParameterTable") -> None:
-    from csv import writer
+    from csv import DictWriter
 
     from widthwise.proxies.table import ParameterEntry
 
-    columns = list(ParameterEntry.model_fields)
-    rows = writer(sys.stdout, lineterminator="\n")
-    rows.writerow(["parameter", *columns])
-    rows.writerows([name, *(getattr(entry, column) for column in columns)] for name, entry in table.items())
+    rows = DictWriter(sys.stdout, ["parameter", *ParameterEntry.model_fields], lineterminator="\n")
+    rows.writeheader()
+    for name, entry in table.items():
+        shape = "x".join(map(str, entry.shape))
+        rows.writerow({"parameter": name, **entry.model_dump(), "shape": shape})
