@@ -3,12 +3,37 @@
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from widthwise.proxies.config import Kind
-from widthwise.proxies.validation import Record
+from widthwise.proxies.validation import ConfigError, Record
 from widthwise.transfer.rulebook import Ratios, Rule, Scaled, find_rule, look_up
 from widthwise.transfer.scaling import rules
+
+
+class Interval(Record):
+    """A measured number with its confidence interval at 95 %; None where an end is infinite."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def ends(self) -> str:
+        """Return ``[0.63, 1.36]``."""
+        low = "-∞" if self.low is None else f"{self.low:.2f}"
+        high = "∞" if self.high is None else f"{self.high:.2f}"
+        return f"[{low}, {high}]"
+
+
+class _Evidence(Record):
+    """The part of a check's evidence that a plan says."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    weight_decay_exponent: Interval
+    checked_rule: str
+    widths: tuple[int, ...] = Field(min_length=1)
+    verdict: str
 
 
 class CustomRule(Record):
@@ -32,6 +57,21 @@ class CustomRule(Record):
             raise ValueError(f"name: must not be a registered rule's, got {self.name!r}")
         look_up("base", self.base, rules)
         return self
+
+    def basis(self) -> str:
+        """Return what a plan by this rule rests on: the exponent, its interval, and the verdict of the check behind it.
+
+        Evidence of another form, which a recipe written by hand may have, is as good as none.
+        """
+        said = f"rule {self.name} has λ ∝ w^{self.weight_decay_exponent:.3g}"
+        try:
+            known = _Evidence.parse(self.evidence or {})
+        except ConfigError:
+            return f"{said}, and no evidence that a check measured"
+        return (
+            f"{said} {known.weight_decay_exponent.ends()}, from a check of {known.checked_rule} at widths "
+            f"{known.widths[0]} to {known.widths[-1]}: {known.verdict}"
+        )
 
     def as_rule(self) -> Rule:
         """Return the rule itself."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.horizons import combined, find_horizon_rule, scaled_betas
+from widthwise.transfer.horizons import combined, scaled_betas
 from widthwise.transfer.recipe import Recipe
 from widthwise.transfer.rulebook import look_up
 from widthwise.transfer.scaling import Multipliers, Ratios, Scaled
@@ -169,57 +169,9 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Return what to know about the plan besides its values, a line each: the reasons, the horizon."""
-        lines = [f"{kind}: {planned.why}" for kind, planned in self.kinds.items() if planned.why]
-        lines.append(self._trained_with())
-        if self.horizon_rule != "none":
-            lines.append(f"horizon rule {self.horizon_rule}: {find_horizon_rule(self.horizon_rule).summary}")
-        if self.betas != self.recipe.hyperparameters.betas:
-            lines.append(f"betas: {self.betas[0]:.6g}, {self.betas[1]:.6g}")
-        if self.residual_multiplier != 1:
-            lines.append(f"residual branches: ×{self.residual_multiplier:.4g}")
-        if set(self.decay_kinds) != {"matrix"}:
-            named = ", ".join(self.decay_kinds) or "nothing"
-            lines.append(f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay")
-        return lines + self._decay_notes()
+        from widthwise.transfer.plan_notes import notes
 
-    def _trained_with(self) -> str:
-        """Return what every kind shares: the form of the decay, the betas, the clipping and the schedule."""
-        tuned, horizon = self.hyperparameters, self.horizon
-        form: str = tuned.decay
-        if form.startswith("huber"):
-            form += f" with c = {tuned.huber_c:.6g}, threshold {tuned.threshold}"
-        clipping = (
-            "no clipping" if tuned.clip_norm is None else f"gradients clipped to norm {tuned.clip_norm:g}"
-        )
-        end = f" to {horizon.final_fraction:g} of the peak"
-        if horizon.schedule == "wsd":
-            end += f" over the last {horizon.decay_fraction:.4g} of the steps"
-        return "; ".join(
-            [
-                f"optimizer: decay {form}",
-                "corrected (AdamC) on matrices" if tuned.corrected else "not corrected",
-                f"β1 and β2 {tuned.betas[0]:.6g} and {tuned.betas[1]:.6g}",
-                clipping,
-                f"{horizon.steps} steps of {horizon.batch_tokens} tokens",
-                f"schedule {horizon.schedule}{end}, warm-up {horizon.warmup_fraction:.4g} of the steps",
-            ]
-        )
-
-    def _decay_notes(self) -> list[str]:
-        """Return how far the matrices decay, and their λ in other conventions."""
-        if "matrix" not in self.decay_kinds:
-            return []
-        scheduled, constant = (
-            self.independent_weight_decay("matrix", with_schedule=scheduled) for scheduled in (True, False)
-        )
-        reach = self.decay_horizon
-        lines = [
-            f"independent λ of the matrices: {scheduled:.4g} with the schedule, {constant:.4g} without",
-            f"horizon Σηλ of the matrices over {self.horizon.steps} steps: {reach:.3g}",
-        ]
-        if reach < ENOUGH_DECAY:
-            lines.append(f"note: below {ENOUGH_DECAY}, weight decay has little time to act")
-        return lines
+        return notes(self)
 
     def as_json(self) -> dict[str, Any]:
         """Return the document that ``widthwise scale --json`` prints.

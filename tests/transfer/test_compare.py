@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from widthwise.transfer import Recipe, cli, horizon_rules, rules
+from widthwise.transfer.custom_rule import CustomRule
 
 
 def exit_status(*argv: str) -> Any:
@@ -43,6 +44,18 @@ def test_widths_have_a_row_each(recipe: str, capsys: pytest.CaptureFixture[str])
         ["512", "0.0025", "0.4"],
         ["1024", "0.00125", "0.4"],
         ["4096", "0.000313", "0.4"],
+    ]
+
+
+def test_of_several_plans_what_to_beware_of_is_said_once(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = CustomRule(name="measured", weight_decay_exponent=0.75)
+    Recipe.load(recipe).model_copy(update={"rule": own}).save(recipe)
+    assert exit_status("scale", recipe, "--widths", "512,1024", "--decay-kinds", "none") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"note: {own.basis()}",
+        "note: decay on nothing; λ was tuned on proxies whose matrices alone decay",
     ]
 
 

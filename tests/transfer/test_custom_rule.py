@@ -55,6 +55,28 @@ def test_it_is_the_recipes_default_and_other_rules_stay_to_be_had() -> None:
         RECIPE.find_rule("mesured")
 
 
+@pytest.mark.parametrize("evidence", [None, {}, {"low": 0.5}, {"weight_decay_exponent": "0.7"}])
+def test_a_plan_says_that_nothing_supports_its_rule(evidence: dict[str, Any] | None) -> None:
+    recipe = RECIPE.model_copy(update={"rule": MEASURED.model_copy(update={"evidence": evidence})})
+    said = "note: rule measured has λ ∝ w^0.75, and no evidence that a check measured"
+    assert said in recipe.at(width=64).notes()
+    assert said not in recipe.at(width=64, rule="completep").notes()
+
+
+def test_a_plan_says_what_supports_its_rule() -> None:
+    evidence = {
+        "weight_decay_exponent": {"value": 0.75, "low": 0.5, "high": None},
+        "checked_rule": "completep",
+        "widths": [32, 64, 128],
+        "verdict": "inconclusive: add seeds",
+        "seeds": 2,
+    }
+    own = MEASURED.model_copy(update={"evidence": evidence})
+    assert own.basis() == (
+        "rule measured has λ ∝ w^0.75 [0.50, ∞], from a check of completep at widths 32 to 128: inconclusive: add seeds"
+    )
+
+
 def test_it_survives_the_file(tmp_path: Path) -> None:
     RECIPE.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == RECIPE

@@ -7,6 +7,13 @@ from widthwise.transfer.recipe import Recipe
 
 NAME = "calibrated"
 
+# Findings that leave nothing to be learnt from the optimal λ, and what to do where the finding does not say it.
+_FORBIDDING = {
+    "horizon": "",
+    "divergence": "; tune the recipe again, or check another rule",
+    "coordinates": "; check another rule, or wider widths",
+}
+
 
 def calibrated(result: CheckResult) -> Recipe:
     """Return the checked recipe with a rule of its own, in place of any that it had.
@@ -16,9 +23,13 @@ def calibrated(result: CheckResult) -> Recipe:
     calibrated one has not been checked itself.
 
     Raises:
-        RunError: the optimal λ was not bracketed at every width, so that there is no exponent.
+        RunError: the horizon is too short, runs diverged with the transferred setting, or the parametrisation is
+            broken; or the optimal λ was not bracketed at every width, so that there is no exponent.
     """
     measured = result.measured
+    for one in result.verdict.reasons:
+        if one.check in _FORBIDDING and (one.outcome == "fails" or one.check == "horizon"):
+            raise RunError(f"calibrate: this check says nothing of λ: {one.text}{_FORBIDDING[one.check]}")
     if measured is None or measured.loss_decay_exponent is None:
         reasons = result.verdict.reasons
         own = (one.text for one in reasons if one.check == "drift" and "optimal λ" in one.text)

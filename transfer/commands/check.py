@@ -137,8 +137,4 @@ class Check:
         recipe, path = calibrated(result), self._calibrated
         recipe.save(path)
         assert recipe.rule is not None
-        exponent = recipe.rule.weight_decay_exponent
-        print(
-            f"widthwise: {path} has a rule of its own now, {recipe.rule.name!r}: λ ∝ width^{exponent:.3g}",
-            file=sys.stderr,
-        )
+        print(f"widthwise: {path} has a rule of its own now: {recipe.rule.basis()}", file=sys.stderr)

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.transfer import Recipe
+from widthwise.transfer.checking.rounds import Design
 from widthwise.transfer.checking.running import CheckResult
 from widthwise.transfer.checking.tables import show
 from widthwise.transfer.cli import main
+from widthwise.transfer.commands.check import Check
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_json_is_the_files_document(recipe: Path, tmp_path: Path, capsys: pytest
         (
             ("--tokens", 2560, "--calibrate"),
             1,
-            "failed: calibrate: no exponent of λ can be measured: Σηλ is 0.38 at width 64 and must be >= 1.5: "
+            "failed: calibrate: this check says nothing of λ: Σηλ is 0.38 at width 64 and must be >= 1.5: "
             "weight decay has no time to act; tune the recipe over 11,000 tokens instead of 2,560",
         ),
     ],
@@ -105,6 +107,23 @@ def test_the_table_has_a_row_per_width_and_the_verdict_last(
     ]
     assert lines[-1] == result.verdict.sentence
     assert any(line.startswith("λ ∝ width to the power of: the rule's 0.50; ") for line in lines)
+
+
+def test_calibration_says_how_well_the_exponent_is_known(
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    checked: Callable[..., CheckResult],
+    design: Callable[..., Design],
+) -> None:
+    result, path = checked(design(seeds=(0, 1)), decay_drift=0.3), tmp_path / "calibrated.json"
+    Check(recipe=recipe, output=path)._calibrate(result)
+    own = Recipe.load(path).rule
+    assert own is not None
+    assert capsys.readouterr() == ("", f"widthwise: {path} has a rule of its own now: {own.basis()}\n")
+    assert own.basis().startswith("rule calibrated has λ ∝ w^0.")
+    assert own.basis().endswith(f"], from a check of fan-sqrt at widths 32 to 128: {result.verdict.sentence}")
+    assert result.verdict.outcome == "inconclusive"
 
 
 @pytest.mark.ray

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from widthwise.transfer import (
     scaled,
 )
 from widthwise.transfer.checking import running
-from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.fitting import Estimate
+from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation
-from widthwise.transfer.checking.rounds import wanted
+from widthwise.transfer.checking.rounds import Design, wanted
 from widthwise.transfer.checking.running import check
 from widthwise.transfer.custom_rule import CustomRule
 
@@ -226,9 +228,14 @@ def test_calibration_writes_the_exponent_that_the_loss_supports(
     # σ₁ has another opinion, and it stands beside.
     assert own.evidence["exponent_that_keeps_top_singular_values"]["value"] == pytest.approx(0.8, abs=0.1)
     assert own.evidence["verdict"].startswith("holds: ")
-    assert loaded.at(width=256).kinds["matrix"].weight_decay == pytest.approx(
-        4.0 * 16**own.weight_decay_exponent
-    )
+    plan = loaded.at(width=256)
+    assert plan.kinds["matrix"].weight_decay == pytest.approx(4.0 * 16**own.weight_decay_exponent)
+    ends = f"[{interval['low']:.2f}, {interval['high']:.2f}]"
+    assert (
+        f"note: rule calibrated has λ ∝ w^{own.weight_decay_exponent:.3g} {ends}, from a check of fan-sqrt at widths "
+        f"32 to 128: {own.evidence['verdict']}"
+    ) in plan.notes()
+    assert not any("calibrated" in note for note in loaded.at(width=256, rule="fan-sqrt").notes())
 
 
 def test_a_calibrated_recipe_can_be_calibrated_again(result_in: Callable[..., CheckResult]) -> None:
@@ -242,10 +249,58 @@ def test_a_calibrated_recipe_can_be_calibrated_again(result_in: Callable[..., Ch
 def test_without_an_optimal_decay_at_every_width_there_is_nothing_to_calibrate(
     result_in: Callable[..., CheckResult],
 ) -> None:
-    head = "calibrate: no exponent of λ can be measured"
-    with pytest.raises(RunError) as caught:
-        calibrated(result_in(coordinate=0.5))
-    assert str(caught.value).startswith(f"{head}: the change of logits in the first steps")
     with pytest.raises(RunError) as caught:
         calibrated(result_in(curvature=0.0))
-    assert str(caught.value).startswith(f"{head}: how the optimal λ moves is open: at width ")
+    message = "calibrate: no exponent of λ can be measured: how the optimal λ moves is open: at width "
+    assert str(caught.value).startswith(message)
+
+
+def broken(result: CheckResult) -> Verdict:
+    assert result.measured is not None
+    slopes = {"logits": Estimate(value=0.5, low=0.4, high=0.6)}
+    return judge(replace(result.measured, coordinate_slopes=slopes))
+
+
+def diverged(result: CheckResult) -> Verdict:
+    assert result.measured is not None
+    *narrower, largest = result.measured.widths
+    return judge(replace(result.measured, widths=(*narrower, replace(largest, diverged=2))))
+
+
+def too_short(result: CheckResult) -> Verdict:
+    found = gate({128: 1.0}, 1000)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("finding", "advice"),
+    [
+        (
+            diverged,
+            "2 runs diverged at width 128 with the transferred setting; tune the recipe again, or check another rule",
+        ),
+        (
+            broken,
+            "the change of logits in the first steps follows width^+0.50 [+0.40, +0.60], tolerance ±0.1: the "
+            "parametrisation is broken; check another rule, or wider widths",
+        ),
+        (
+            too_short,
+            "Σηλ is 1 at width 128 and must be >= 1.5: weight decay has no time to act; tune the recipe over 1,500 "
+            "tokens instead of 1,000",
+        ),
+    ],
+)
+def test_what_says_nothing_of_decay_is_not_calibrated_by(
+    checked: Callable[..., CheckResult],
+    design: Callable[..., Design],
+    finding: Callable[[CheckResult], Verdict],
+    advice: str,
+) -> None:
+    # Everything was trained, and the optimal λ is known at every width.
+    result = checked(design(full=True), decay_drift=0.3)
+    assert calibrated(result).rule is not None
+    with pytest.raises(RunError) as caught:
+        calibrated(replace(result, verdict=finding(result)))
+    assert str(caught.value) == f"calibrate: this check says nothing of λ: {advice}"
