@@ -83,7 +83,7 @@ class CustomRule(Record):
             # What the base rule makes of depth, batch size and tokens stays.
             unwidened = base(replace(ratios, width=1.0)).kinds["matrix"].weight_decay
             matrix = replace(outcome.kinds["matrix"], weight_decay=unwidened * ratios.width**exponent)
-            why: dict[Kind, str] = {**outcome.why, "matrix": f"as {self.base}, but λ ∝ w^{exponent:.3g}"}
+            why: dict[Kind, str] = {**outcome.why, "matrix": f"as {self.base}; λ ∝ w^{exponent:.3g} instead"}
             return replace(outcome, kinds={**outcome.kinds, "matrix": matrix}, why=why)
 
         return Rule(self.name, "this recipe", summary, function)

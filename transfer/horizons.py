@@ -76,6 +76,10 @@ horizon_rules: Mapping[str, HorizonRule] = MappingProxyType(
 """Every horizon rule by name, read-only."""
 
 
+LAWS_OF_DECAY = ("tau-const", "power-lines")
+"""Those that are laws of ηλ: they hold exactly with a width rule that keeps it."""
+
+
 def find_horizon_rule(name: str) -> HorizonRule:
     """Return the horizon rule `name`.
 
@@ -96,7 +100,7 @@ def combined(rule: Rule, horizon_rule: str, ratios: Ratios, width: float) -> Sca
     if horizon_rule == "none":
         return rule(own)
     # In place of what the width rule itself does with batch size and tokens, not on top of it.
-    return paced(rule(replace(own, batch=1.0, tokens=1.0)), pace)
+    return paced(rule(replace(own, batch=1.0, tokens=1.0)), pace, horizon_rule)
 
 
 def scaled_betas(

@@ -10,7 +10,7 @@ from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.horizons import combined, scaled_betas
 from widthwise.transfer.recipe import Recipe
-from widthwise.transfer.rulebook import look_up
+from widthwise.transfer.rulebook import look_up, without_decay
 from widthwise.transfer.scaling import Multipliers, Ratios, Scaled
 
 if TYPE_CHECKING:
@@ -294,13 +294,13 @@ def _initialised(model: GPTConfig, outcome: Scaled, width_ratio: float) -> GPTCo
 def _planned(
     kind: Kind, outcome: Scaled, tuned: Hyperparameters, decay_kinds: tuple[Kind, ...]
 ) -> PlannedKind:
-    factors = outcome.kinds[kind]
+    factors, why = outcome.kinds[kind], outcome.why.get(kind, "")
     if kind not in decay_kinds:
-        factors = replace(factors, weight_decay=0.0)
+        factors, why = replace(factors, weight_decay=0.0), without_decay(why)
     return PlannedKind(
         lr=tuned.lr * factors.lr,
         weight_decay=tuned.weight_decay * factors.weight_decay,
         eps=tuned.eps * factors.eps,
         multipliers=factors,
-        why=outcome.why.get(kind, ""),
+        why=why,
     )

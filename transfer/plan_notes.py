@@ -1,9 +1,13 @@
 """What to know about a plan besides its values, a line each: the reasons, what is shared, what to beware of."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import isclose
 
-from widthwise.transfer.horizons import find_horizon_rule
+from widthwise.proxies.validation import ConfigError
+from widthwise.transfer.horizons import LAWS_OF_DECAY, find_horizon_rule
 from widthwise.transfer.plan import ENOUGH_DECAY, Plan
+from widthwise.transfer.rulebook import Ratios
 
 
 def notes(plan: Plan) -> list[str]:
@@ -22,9 +26,59 @@ def cautions(plan: Plan) -> Iterator[str]:
     own = plan.recipe.rule
     if own is not None and own.name == plan.rule:
         yield f"note: {own.basis()}"
+    uncovered = "; ".join(_uncovered(plan))
+    if uncovered:
+        yield f"note: {uncovered}"
+    yield from _law(plan)
     if set(plan.decay_kinds) != {"matrix"}:
         named = ", ".join(plan.decay_kinds) or "nothing"
         yield f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay"
+
+
+def _uncovered(plan: Plan) -> Iterator[str]:
+    """Yield which of the changes from proxy to target nothing in the plan follows."""
+    if not _follows(plan, "depth"):
+        yield f"{plan.rule} says nothing of {change(plan.ratios, 'depth')}"
+    if plan.horizon_rule == "none":
+        ignored = [change(plan.ratios, name) for name in ("batch", "tokens") if not _follows(plan, name)]
+        if ignored:
+            yield f"horizon rule none: nothing is changed for {', '.join(ignored)}"
+
+
+def change(ratios: Ratios, name: str) -> str:
+    """Return ``depth ×4``."""
+    return f"{name} ×{getattr(ratios, name):.4g}"
+
+
+def is_changed(ratios: Ratios, name: str) -> bool:
+    """Tell whether a ratio is another than 1, as far as it is shown."""
+    return not isclose(getattr(ratios, name), 1, rel_tol=1e-4)
+
+
+def _follows(plan: Plan, name: str) -> bool:
+    """Tell whether a ratio is 1 or the plan's scaling rule yields something else for it than for 1."""
+    if not is_changed(plan.ratios, name):
+        return True
+    rule = plan.recipe.find_rule(plan.rule)
+    try:
+        found, unchanged = rule(plan.ratios), rule(replace(plan.ratios, **{name: 1.0}))
+    except ConfigError:
+        return True  # a rule that knows some ratios alone knows of this one
+    return replace(found, why={}) != replace(unchanged, why={})
+
+
+def _law(plan: Plan) -> Iterator[str]:
+    """Yield that a law of ηλ stands on a rule that does not keep it."""
+    if plan.horizon_rule not in LAWS_OF_DECAY or "matrix" not in plan.decay_kinds:
+        return
+    sized = replace(plan.ratios, batch=1.0, tokens=1.0)
+    matrix = plan.recipe.find_rule(plan.rule)(sized).kinds["matrix"]
+    factor = matrix.lr * matrix.weight_decay
+    if not isclose(factor, 1):
+        yield (
+            f"note: {plan.horizon_rule} is a law of ηλ, which {plan.rule} multiplies by {factor:.4g} besides: it holds "
+            "with a rule that keeps ηλ, such as mup-independent"
+        )
 
 
 def _trained_with(plan: Plan) -> str:

@@ -9,14 +9,17 @@ from typing import Any
 from rich.table import Table
 
 from widthwise.transfer.plan import Plan
+from widthwise.transfer.plan_notes import change, is_changed
 
 
 def plan_table(plan: Plan) -> Table:
     """Return a row per kind, multipliers in brackets where they are not 1."""
     proxy, model = plan.recipe.proxy, plan.model
-    change = f"width {proxy.width} → {model.width}, depth {proxy.depth} → {model.depth}"
+    sizes = f"width {proxy.width} → {model.width}, depth {proxy.depth} → {model.depth}"
     # The reasons are sentences, too long for a column of an ordinary terminal: `Plan.notes` has them.
-    table = Table("kind", "η", "λ", "ε", "init std", "forward", title=f"{plan.rule}: {change}")
+    table = Table(
+        "kind", "η", "λ", "ε", "init std", "forward", title=", ".join([f"{plan.rule}: {sizes}", *_run(plan)])
+    )
     for kind, planned in plan.kinds.items():
         factors = planned.multipliers
         table.add_row(
@@ -28,6 +31,12 @@ def plan_table(plan: Plan) -> Table:
             f"×{factors.forward:.4g}",
         )
     return table
+
+
+def _run(plan: Plan) -> list[str]:
+    """Return what a title says of batch size and tokens: what changed, and the horizon rule."""
+    changed = [change(plan.ratios, name) for name in ("batch", "tokens") if is_changed(plan.ratios, name)]
+    return changed if plan.horizon_rule == "none" else [*changed, f"horizon rule {plan.horizon_rule}"]
 
 
 def _valued(value: float, multiplier: float) -> str:
@@ -45,7 +54,7 @@ def comparison_table(plans: Sequence[Plan]) -> Table:
     shared = {name: column[0] for name, column in names.items() if len(set(column)) == 1}
     proxy, depth = first.recipe.proxy, first.model.depth
     above = [f"{name} {value}" for name, value in shared.items()]
-    title = ", ".join([*above, f"from width {proxy.width}, depth {proxy.depth} → {depth}"])
+    title = ", ".join([*above, f"from width {proxy.width}, depth {proxy.depth} → {depth}", *_run(first)])
     table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     for name in (name for name in names if name not in shared):
         table.add_column(name, no_wrap=True)

@@ -86,7 +86,8 @@ class Scaled:
         residual_multiplier: factor on every branch before it joins the residual stream, target / proxy.
         one_minus_beta: factor on 1 - β1 and on 1 - β2, target / proxy.
         decay_kinds: the kinds that decay; proxies train with λ on their matrices alone.
-        why: a short reason per kind.
+        why: a short reason per kind, of clauses with "; " between them; those on λ begin with it, and are left out
+            where the kind does not decay.
 
     Raises:
         ConfigError: a kind is missing or unknown, or a multiplier is negative or not finite.
@@ -157,8 +158,8 @@ class Pace:
     one_minus_beta: float = 1.0
 
 
-def paced(outcome: Scaled, pace: Pace) -> Scaled:
-    """Return the outcome with a pace's factors on top of its own."""
+def paced(outcome: Scaled, pace: Pace, by: str) -> Scaled:
+    """Return the outcome with a pace's factors on top of its own, and with the reasons for them; `by` names it."""
     kinds = {
         kind: replace(
             one,
@@ -168,7 +169,33 @@ def paced(outcome: Scaled, pace: Pace) -> Scaled:
         )
         for kind, one in outcome.kinds.items()
     }
-    return replace(outcome, kinds=kinds, one_minus_beta=outcome.one_minus_beta * pace.one_minus_beta)
+    return replace(
+        outcome,
+        kinds=kinds,
+        one_minus_beta=outcome.one_minus_beta * pace.one_minus_beta,
+        why={kind: _paced_reason(outcome, kind, pace, by) for kind in kinds},
+    )
+
+
+def _paced_reason(outcome: Scaled, kind: Kind, pace: Pace, by: str) -> str:
+    said, own = outcome.why.get(kind, ""), outcome.kinds[kind].weight_decay
+    clauses = []
+    if pace.lr != 1:
+        clauses.append(f"η ×{pace.lr:.4g} by {by}")
+    if pace.weight_decay != 1:
+        # What the rule's own λ was to keep, this one does not.
+        said = without_decay(said)
+        clauses.append(
+            f"λ ×{pace.weight_decay:.4g} by {by}" + (f", on top of ×{own:.4g}" if own != 1 else "")
+        )
+    if pace.eps != 1:
+        clauses.append(f"ε ×{pace.eps:.4g} by {by}")
+    return "; ".join([said, *clauses] if said else clauses)
+
+
+def without_decay(why: str) -> str:
+    """Return a reason without what it says of λ: the clauses that begin with it."""
+    return "; ".join(clause for clause in why.split("; ") if not clause.startswith("λ"))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from widthwise.transfer.rulebook import (
 
 __all__ = ["Multipliers", "Ratios", "Rule", "Scaled", "find_rule", "rule", "rules", "scaled"]
 
-_EMBEDDING = "its rows are looked up, not summed over the width: nothing changes"
-_EMBEDDING_EPS = "its rows are looked up, not summed over the width: only ε follows its gradient"
-_VECTOR = "acts on each coordinate by itself: nothing changes"
+_EMBEDDING = "its rows are looked up, not summed over: the width changes nothing"
+_EMBEDDING_EPS = "its rows are looked up, not summed over: only ε follows its gradient"
+_VECTOR = "acts on each coordinate by itself: the width changes nothing"
 _VECTOR_EPS = "acts on each coordinate by itself: only ε follows its gradient"
 _READOUT = "sums w times as many terms: logits times 1/w; as a vector-like kind it keeps η"
 
@@ -66,7 +66,7 @@ def fan_sqrt(ratios: Ratios) -> Scaled:
 def standard(ratios: Ratios) -> Scaled:
     """The standard parametrisation: fan-in initialisation, and every hyperparameter carried over as it is."""
     why: dict[Kind, str] = dict.fromkeys(KINDS, "carried over as it is")
-    why["matrix"] = "initialised by fan-in; η and λ carried over as they are"
+    why["matrix"] = "initialised by fan-in; η is carried over as it is; λ is, too"
     return scaled(matrix=Multipliers(init_std=ratios.width**-0.5), why=why)
 
 
@@ -126,14 +126,14 @@ def completed_p(ratios: Ratios) -> Scaled:
         bias=within,
         residual_multiplier=1 / depth,
         why={
-            "matrix": "η ∝ 1/w keeps the update's effect; λ ∝ w keeps ηλ; ε ∝ 1/(wℓ) as their gradients; s = t/b",
-            "embedding": "its rows are looked up, not summed over the width: only ε and s = t/b count",
-            "readout": "η and the initial std ∝ 1/w instead of a multiplier on the logits; λ ∝ w keeps ηλ; s = t/b",
-            "gain": "acts on each coordinate by itself: only ε and s = t/b count",
-            "bias": "acts on each coordinate by itself: only ε and s = t/b count",
+            "matrix": "η ∝ 1/w keeps the update's effect; λ ∝ w keeps ηλ; ε ∝ 1/(wℓ) as their gradients",
+            "embedding": _EMBEDDING_EPS,
+            "readout": "η and the initial std ∝ 1/w instead of a multiplier on the logits; λ ∝ w keeps ηλ",
+            "gain": _VECTOR_EPS,
+            "bias": _VECTOR_EPS,
         },
     )
-    return paced(outcome, sde(ratios))
+    return paced(outcome, sde(ratios), "sde")
 
 
 @rule("qiu-compute-optimal", source="arXiv 2512.05620")

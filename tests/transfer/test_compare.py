@@ -28,7 +28,7 @@ def test_compare_shows_every_rule(recipe: str, capsys: pytest.CaptureFixture[str
     assert " ".join(title) == "width 256, from width 64, depth 2 → 8"
     assert head == ["rule", "matrix", "matrix", "embed", "readout", "logits", "residual", "Σηλ"]
     # Other tests register rules too.
-    found = {row[0]: row[1:] for row in rows}
+    found = {row[0]: row[1:] for row in rows if row[0] != "note:"}
     assert list(found) == list(rules)
     assert found["completep"] == ["0.005", "1.6", "0.02", "0.02", "×0.25", "×0.25", "0.596"]
     assert found["completed-p"] == ["0.005", "1.6", "0.02", "0.005", "×1", "×0.25", "0.596"]
@@ -45,6 +45,29 @@ def test_widths_have_a_row_each(recipe: str, capsys: pytest.CaptureFixture[str])
         ["1024", "0.00125", "0.4"],
         ["4096", "0.000313", "0.4"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ("", ""),
+        ("--tokens 819200", ", tokens ×2"),
+        ("--horizon-rule sde", ", horizon rule sde"),
+        (
+            "--batch-tokens 1024 --tokens 819200 --horizon-rule tau-const",
+            ", batch ×0.5, tokens ×2, horizon rule tau-const",
+        ),
+    ],
+)
+def test_a_title_names_what_changes_besides_the_sizes(
+    recipe: str, capsys: pytest.CaptureFixture[str], options: str, title: str
+) -> None:
+    for several, head, expected in (
+        ("--widths 128,256", "η", f"rule fan-sqrt, from width 64, depth 2 → 2{title}"),
+        ("--width 128", "┏", f"fan-sqrt: width 64 → 128, depth 2 → 2{title}"),
+    ):
+        assert exit_status("scale", recipe, *several.split(), *options.split()) == 0
+        assert " ".join(capsys.readouterr().out.partition(head)[0].split()) == expected
 
 
 def test_of_several_plans_what_to_beware_of_is_said_once(

@@ -24,7 +24,7 @@ def test_it_is_its_base_but_for_the_matrices_weight_decay() -> None:
     own, base = RECIPE.at(width=512, depth=4), RECIPE.at(width=512, depth=4, rule="completep")
     assert own.rule == "measured"
     assert own.kinds["matrix"].weight_decay == pytest.approx(0.4 * 16**0.75)
-    assert own.kinds["matrix"].why == "as completep, but λ ∝ w^0.75"
+    assert own.kinds["matrix"].why == "as completep; λ ∝ w^0.75 instead"
     assert base.kinds["matrix"].weight_decay == pytest.approx(0.4 * 16)
     for kind, planned in own.kinds.items():
         if kind != "matrix":

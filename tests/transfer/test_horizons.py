@@ -96,6 +96,51 @@ def test_a_horizon_rule_stands_in_place_of_what_the_width_rule_does_itself() -> 
     assert constant.betas == (0.9, 0.95)
 
 
+@pytest.mark.parametrize(
+    ("options", "matrix", "gain"),
+    [
+        (
+            {"rule": "fan-sqrt", "horizon_rule": "tau-const"},
+            "η ∝ 1/w keeps the update's effect; λ ×0.5 by tau-const, on top of ×2",
+            "acts on each coordinate by itself: the width changes nothing",
+        ),
+        (
+            {"rule": "sp", "horizon_rule": "sde"},
+            "initialised by fan-in; η is carried over as it is; η ×0.7071 by sde; λ ×0.7071 by sde; ε ×1.414 by sde",
+            "carried over as it is; η ×0.7071 by sde; ε ×1.414 by sde",
+        ),
+        (
+            {"rule": "completed-p"},
+            "η ∝ 1/w keeps the update's effect; ε ∝ 1/(wℓ) as their gradients; η ×0.7071 by sde; λ ×0.7071 by sde, on "
+            "top of ×4; ε ×1.414 by sde",
+            "acts on each coordinate by itself: only ε follows its gradient; η ×0.7071 by sde; ε ×1.414 by sde",
+        ),
+    ],
+)
+def test_the_reasons_are_true_of_another_horizon(options: dict[str, Any], matrix: str, gain: str) -> None:
+    kinds = RECIPE.at(**TARGET, **options).kinds
+    assert (kinds["matrix"].why, kinds["gain"].why) == (matrix, gain)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("fan-sqrt", "0.5"), ("mup-coupled", "0.25"), ("mup-independent", None), ("sp", None)],
+)
+@pytest.mark.parametrize("horizon_rule", ["tau-const", "power-lines"])
+def test_a_law_of_decay_per_step_on_a_rule_that_does_not_keep_it_is_noted(
+    name: str, factor: str | None, horizon_rule: str
+) -> None:
+    notes = RECIPE.at(**TARGET, rule=name, horizon_rule=horizon_rule).notes()
+    assert [note for note in notes if "is a law" in note] == (
+        []
+        if factor is None
+        else [
+            f"note: {horizon_rule} is a law of ηλ, which {name} multiplies by {factor} besides: it holds with a rule "
+            "that keeps ηλ, such as mup-independent"
+        ]
+    )
+
+
 def test_the_notes_name_the_horizon_rule_and_the_betas() -> None:
     notes = RECIPE.at(**TARGET, rule="completep", horizon_rule="sde").notes()
     assert f"horizon rule sde: {horizon_rules['sde'].summary}" in notes

@@ -160,6 +160,41 @@ def test_the_notes_say_what_decays_where_it_was_not_tuned() -> None:
     assert notes[-1] == "note: decay on nothing; λ was tuned on proxies whose matrices alone decay"
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "note"),
+    [
+        ("fan-sqrt", {"width": 128}, None),
+        ("fan-sqrt", {"depth": 8}, "fan-sqrt says nothing of depth ×4"),
+        (
+            "fan-sqrt",
+            {"depth": 8, "batch_tokens": 4096, "tokens": 3_276_800},
+            "fan-sqrt says nothing of depth ×4; horizon rule none: nothing is changed for batch ×2, tokens ×8",
+        ),
+        ("completep", {"depth": 8, "tokens": 819_200}, "horizon rule none: nothing is changed for tokens ×2"),
+        # A number of tokens that is not quite the same, for the sake of whole steps.
+        ("fan-sqrt", {"tokens": 409_601}, None),
+        # s = 1, where completed-p changes nothing either: it says so.
+        ("completed-p", {"depth": 8, "batch_tokens": 4096, "tokens": 819_200}, None),
+        ("sp", {"depth": 1, "tokens": 819_200, "horizon_rule": "sde"}, "sp says nothing of depth ×0.5"),
+    ],
+)
+def test_the_notes_say_what_no_rule_follows(name: str, target: dict[str, Any], note: str | None) -> None:
+    notes = RECIPE.at(**{"width": 64, **target}, rule=name).notes()
+    assert [one for one in notes if "nothing of" in one or "nothing is" in one] == (
+        [f"note: {note}"] if note else []
+    )
+
+
+def test_a_kind_that_does_not_decay_has_no_reason_for_its_decay() -> None:
+    for name in rules:
+        for kind, planned in RECIPE.at(width=128, rule=name, decay_kinds=[]).kinds.items():
+            assert "λ" not in planned.why.replace("ηλ", ""), (name, kind)
+    readout = RECIPE.at(width=128, rule="completed-p").kinds["readout"].why
+    assert readout == "η and the initial std ∝ 1/w instead of a multiplier on the logits"
+    decaying = RECIPE.at(width=128, rule="completed-p", decay_kinds=["readout"]).kinds["readout"].why
+    assert decaying == f"{readout}; λ ∝ w keeps ηλ"
+
+
 def test_independent_weight_decay_has_two_meanings_with_one_sum() -> None:
     plan = RECIPE.at(width=128, decay_kinds=["matrix", "embedding"])
     steps = plan.horizon.steps
