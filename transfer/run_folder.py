@@ -34,7 +34,8 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
     if not resume and "recipe.json" in there:
         raise ConfigError(f"out: {out} holds a recipe already; name another folder")
     if resume:
-        _require_same(read_json(path, "a plan"), json.loads(json.dumps(document)), out)
+        stored = read_json(path, "a plan")
+        _require_same(_decisive(stored), _decisive(json.loads(json.dumps(document))), out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,6 +44,15 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
 
 # What a user asks for by an option of its own, which decides much else in a plan.
 _OPTIONS = (("model", "width"), ("model", "depth"), ("horizon", "batch_tokens"), ("horizon", "tokens"))
+
+
+def _decisive(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's document without the reasons, which another version may word otherwise."""
+    kinds = {
+        kind: {name: value for name, value in planned.items() if name != "why"}
+        for kind, planned in (document.get("kinds") or {}).items()
+    }
+    return {**document, "kinds": kinds}
 
 
 def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:

@@ -152,6 +152,10 @@ def test_module_decay_reaches_the_run(
     assert exit_status(*command, *given.split()) == 1
     expected = AlphaDecay(assign="sqrt", interval=50, lag=7, mean_preserving=True, fixed_aspect=True)
     assert [spec.module_decay for spec in specs] == [expected]
+    # The reasons are prose, which decides nothing.
+    plan = json.loads((tmp_path / "target" / "plan.json").read_text())
+    plan["kinds"]["matrix"]["why"] = "in other words"
+    write_json(tmp_path / "target" / "plan.json", plan)
     assert exit_status(*command, "--resume", *given.split()) == 1
     capsys.readouterr()
     assert exit_status(*command, "--resume") == 2
