@@ -1,6 +1,7 @@
 """A check on the terminal: the sentence, a row per width, and the exponents measured beside the rule's."""
 
 from collections.abc import Iterator
+from math import isclose, isinf
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,7 +22,7 @@ def show(result: "CheckResult", console: Console) -> None:
     measured = result.measured
     if measured is not None:
         console.print(widths_table(result.rule, measured))
-        for line in notes(result, measured):
+        for line in (*legend(measured), *notes(result, measured)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     first, *others = result.verdict.reasons
     for reason in others:
@@ -31,8 +32,21 @@ def show(result: "CheckResult", console: Console) -> None:
     console.print(first.text, highlight=False, markup=False, soft_wrap=True)
 
 
+def legend(measured: Measured) -> Iterator[str]:
+    """Yield what the columns of `HEADS` mean, a line each for those of the losses and of the weights."""
+    if any(at.lr_optimum or at.decay_optimum for at in measured.widths):
+        yield (
+            "best η, λ: log₂ of the best value over the rule's, with its 95 % interval; near +1?: the best of those "
+            "tried, where no minimum is bracketed; regret: nats per token that the rule's value loses to the best"
+        )
+    yield (
+        "σ₁: geometric mean of the matrices' largest singular values; κ̂: share of the decay that Huber's clipping "
+        "leaves; RMS ÷ law: the weights' size over what pure noise would give"
+    )
+
+
 def widths_table(rule: str, measured: Measured) -> Table:
-    """Return a row per width; octaves are log₂ of the optimum over the rule's value."""
+    """Return a row per width, below `HEADS`; `legend` says what they mean."""
     title = f"rule {rule}, from width {measured.base_width}, {measured.seeds} seeds"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     for head in HEADS:
@@ -67,13 +81,27 @@ def _octaves(optimum: Optimum | None) -> str:
 
 
 def _regret(optimum: Optimum | None) -> str:
-    return "–" if optimum is None or optimum.regret is None else f"{optimum.regret.value:.4f}"
+    if optimum is None or optimum.regret is None:
+        return "–"
+    value, low, high = map(_loss, (optimum.regret.value, optimum.regret.low, optimum.regret.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _loss(nats: float) -> str:
+    return _number(nats, ".4f")
 
 
 def interval(estimate: Estimate, form: str = ".2f") -> str:
     """Return ``+0.31 [-0.10, +0.72]``."""
-    value, low, high = (format(one, f"+{form}") for one in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (_number(one, form, "+") for one in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
+
+
+def _number(value: float, form: str, sign: str = "") -> str:
+    """Return a number that is never a negative zero, nor ``inf``."""
+    if isinf(value):
+        return f"{sign}∞" if value > 0 else "-∞"
+    return format(value, f"{sign}z{form}")
 
 
 def notes(result: "CheckResult", measured: Measured) -> Iterator[str]:
@@ -87,24 +115,32 @@ def notes(result: "CheckResult", measured: Measured) -> Iterator[str]:
     if measured.coordinate_slopes:
         worst = max(measured.coordinate_slopes.items(), key=lambda item: abs(item[1].value))
         yield f"coordinate check: largest exponent {interval(worst[1])}, of {worst[0]}"
-    if measured.quality is not None:
-        fit, robustness, penalty = measured.quality.fit, measured.quality.robustness, measured.quality.penalty
-        yield (
-            f"quality: fit ± {fit:.2f} octaves, an octave's error costs {robustness:.4f} nats per token, "
-            f"penalty {penalty:.4f}"
-        )
+    yield from _quality(measured)
     for name, other in result.alternatives.items():
-        if other.change is not None:
+        if other.change is not None and not isclose(other.octaves, 0, abs_tol=1e-9):
             change = interval(other.change, ".4f")
             at = f"at width {measured.largest.width}"
             yield f"rule {name}: λ {2**other.octaves:.3g} times as large {at}, loss {change}"
+
+
+def _quality(measured: Measured) -> Iterator[str]:
+    """Yield the three numbers; the scatter about a line says little where each point itself may be far off."""
+    if measured.quality is None:
+        return
+    known = [at.lr_optimum.octaves for at in measured.widths if at.lr_optimum and at.lr_optimum.octaves]
+    off = max(max(one.high - one.value, one.value - one.low) for one in known)
+    yield (
+        f"quality: the best η of {len(known)} widths within {measured.quality.fit:.2f} octaves of a power law, each "
+        f"known to ± {off:.2f}; an octave's error costs {_loss(measured.quality.robustness)} nats per token, penalty "
+        f"{_loss(measured.quality.penalty)}"
+    )
 
 
 def _exponents(measured: Measured) -> Iterator[str]:
     """Yield the exponents of λ: the rule's, the loss's and σ₁'s; they need not agree."""
     if measured.rule_decay_exponent is None:
         return
-    said = [f"the rule's {measured.rule_decay_exponent:.2f}"]
+    said = [f"the rule's {_number(measured.rule_decay_exponent, '.2f')}"]
     if measured.loss_decay_exponent is not None:
         said.append(f"the optimal λ's {interval(measured.loss_decay_exponent)}")
     if measured.singular_decay_exponent is not None and measured.singular_exponent is not None:

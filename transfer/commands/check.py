@@ -93,8 +93,14 @@ class Check:
         options = self._options(recipe)
         # Not before, because it takes seconds, and the options may hold mistakes.
         from widthwise.search.executing import Placement
+        from widthwise.transfer.checking.judging import FEWEST_SEEDS
         from widthwise.transfer.checking.running import check
 
+        if options.seeds < FEWEST_SEEDS:
+            said = (
+                f"with {options.seeds} seed(s) the transfer can fail, but not hold: that takes {FEWEST_SEEDS}"
+            )
+            print(f"widthwise: note: {said} (--seeds, also with --resume)", file=sys.stderr)
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
         )
@@ -127,8 +133,8 @@ class Check:
 
         from widthwise.transfer.checking.tables import show
 
-        # A row per width needs up to 100 columns: rather long lines than numbers cut short.
-        show(result, Console(width=max(100, Console().width)))
+        # A row per width needs up to 120 columns: rather long lines than numbers cut short.
+        show(result, Console(width=max(120, Console().width)))
         print(f"files: {self.out / 'check.json'}")
 
     def _calibrate(self, result: "CheckResult") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from widthwise.transfer.checking.tables import HEADS, notes, row
+from widthwise.transfer.checking.tables import HEADS, legend, notes, row
 from widthwise.transfer.recipe import Recipe
 from widthwise.transfer.reporting.charts import chart, panel_chart
 from widthwise.transfer.reporting.check_panels import check_panels
@@ -27,9 +27,9 @@ def checked(check: CheckFolder, index: int) -> Html:
     content = [tag("p", f"{reason.outcome}: {reason.text}.") for reason in result.verdict.reasons]
     if result.measured is not None:
         measured = result.measured
-        told = "Octaves are log₂ of the optimum over the rule's value; regrets are in nats per token."
-        content += [tag("p", f"From width {measured.base_width}, {measured.seeds} seeds. {told}")]
+        content += [tag("p", f"From width {measured.base_width}, {measured.seeds} seeds.")]
         content += [table(HEADS, map(row, measured.widths))]
+        content += [tag("p", f"{line[0].upper()}{line[1:]}.") for line in legend(measured)]
         content += [tag("ul", *(tag("li", note) for note in notes(result, measured)))]
     return section(anchor, f"Check: {check.name}, rule {result.rule}", *content, *_charts(check, index))
 

@@ -1,8 +1,11 @@
 """The command ``widthwise check``: its output, its exit statuses, and its resumption after Ctrl-C."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ from rich.console import Console
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.transfer import Recipe
+from widthwise.transfer.checking.fitting import Estimate
 from widthwise.transfer.checking.rounds import Design
 from widthwise.transfer.checking.running import CheckResult
-from widthwise.transfer.checking.tables import show
+from widthwise.transfer.checking.tables import interval, notes, show
 from widthwise.transfer.cli import main
 from widthwise.transfer.commands.check import Check
 
@@ -106,7 +110,60 @@ def test_the_table_has_a_row_per_width_and_the_verdict_last(
         "128",
     ]
     assert lines[-1] == result.verdict.sentence
+    optima, weights = "best η, λ: log₂ of the best value over", "σ₁: geometric mean of the matrices'"
+    assert [any(line.startswith(head) for line in lines) for head in (optima, weights)] == [
+        "coordinate" not in truth,
+        True,
+    ]
     assert any(line.startswith("λ ∝ width to the power of: the rule's 0.50; ") for line in lines)
+
+
+def test_what_is_not_known_well_is_not_printed_as_if_it_were(
+    checked: Callable[..., CheckResult], design: Callable[..., Design]
+) -> None:
+    def printed(**truth: float) -> str:
+        result, screen = checked(design(full=True), **truth), StringIO()
+        show(result, Console(file=screen, width=120))
+        return screen.getvalue()
+
+    # Without a wall all is known; with one just above the recipe's η no best η has a neighbour on both sides.
+    known, unbracketed = printed(), printed(wall=1.0, lr_optimum=1.0)
+    quality = (
+        r"^quality: the best η of 3 widths within 0\.\d\d octaves of a power law, each known to ± 0\.\d\d; an octave's "
+        r"error costs 0\.05\d\d nats per token, penalty 0\.\d{4}$"
+    )
+    assert re.search(quality, known, re.MULTILINE)
+    assert re.search(r"^32 .* 0\.\d{4} \[0\.0000, 0\.\d{4}\] ", known, re.MULTILINE)
+    assert re.search(r"^32 .* near \+0\.5\? .* 0\.\d{4} \[-?0\.\d{4}, ∞\] ", unbracketed, re.MULTILINE)
+    assert "quality" not in unbracketed
+
+
+def test_a_number_has_no_negative_zero_and_a_rule_with_the_same_decay_is_no_alternative(
+    checked: Callable[..., CheckResult],
+) -> None:
+    result = checked()
+    assert result.measured is not None
+    flat = replace(result.measured, rule_decay_exponent=-1e-9)
+    same = {name: replace(one, octaves=0.0) for name, one in result.alternatives.items()}
+    assert {name for name, one in same.items() if one.change} == {
+        "mup-coupled",
+        "mup-independent",
+        "completep",
+    }
+    lines = list(notes(replace(result, alternatives=same), flat))
+    assert not [line for line in lines if line.startswith("rule ")]
+    assert [line for line in lines if line.startswith("λ ∝ width to the power of: the rule's 0.00; ")]
+    assert interval(Estimate(value=-0.001, low=-inf, high=inf)) == "+0.00 [-∞, +∞]"
+
+
+def test_too_few_seeds_are_told_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran("check", recipe, "--tokens", 2560, "--out", tmp_path, "--data", "python", "--seeds", 2) == 0
+    assert capsys.readouterr().err == (
+        "widthwise: note: with 2 seed(s) the transfer can fail, but not hold: that takes 3 "
+        "(--seeds, also with --resume)\n"
+    )
 
 
 def test_calibration_says_how_well_the_exponent_is_known(
