@@ -190,8 +190,10 @@ class _Reading:
         guesses = [name for name in readouts if name not in self.forced]
         if guesses and len(readouts) > 1:
             raise ConfigError(
-                f"build: must have one readout, the layer from growing to fixed size, got {_listed(readouts)}; scale "
-                f"kv heads with the width, or name them: {_naming(guesses[0], 'readout')} ('matrix' for η/w)"
+                f"build: cannot tell readouts from other layers from growing to fixed size, got {_listed(readouts)}; "
+                "scale kv heads with the width, or name each: 'matrix' divides η by the ratio of widths, for layers "
+                "within the model, 'readout' keeps η, for its outputs: "
+                f"{_naming(guesses[0], 'matrix')}"
             )
         embeds = [
             name

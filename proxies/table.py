@@ -32,7 +32,8 @@ class ParameterEntry(Record):
         kind: matrix, embedding, readout, gain or bias.
         width_multiplier: fan-in at the table's width over fan-in at the base width (for a parameter with
             one infinite dimension: that dimension's ratio); 1 where no dimension grows.
-        normalised: whether AdamC's correction applies (arXiv 2506.02285: every linear layer but the readout).
+        normalised: whether a normalisation follows, so that AdamC's correction applies (arXiv 2506.02285). It is not
+            looked for, but taken for granted of every matrix and nothing else.
         shape: at the table's width, which a model must have too.
         fan_in: number of terms that each output of a matrix sums; None for the other kinds.
     """
@@ -110,10 +111,16 @@ class ParameterTable(Mapping[str, ParameterEntry]):
         from rich.table import Table
 
         title = f"width {self.base_width} → {self.width}"
-        table = Table("parameter", "kind", "width", "normalised", title=title)
+        caption = (
+            "AdamC: where the recipe says corrected, λ falls with the schedule, too; it is for weights that a "
+            "normalisation follows, and every matrix is taken for one"
+        )
+        table = Table(
+            "parameter", "kind", "width", "AdamC", title=title, caption=caption, caption_justify="left"
+        )
         for name, entry in self.items():
-            normalised = "yes" if entry.normalised else "no"
-            table.add_row(name, entry.kind, f"×{entry.width_multiplier:.4g}", normalised)
+            corrected = "yes" if entry.normalised else "no"
+            table.add_row(name, entry.kind, f"×{entry.width_multiplier:.4g}", corrected)
         return table
 
 

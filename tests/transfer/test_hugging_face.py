@@ -116,9 +116,10 @@ def test_key_value_heads_of_a_fixed_number_are_refused(hugging_face: ModuleType)
     with pytest.raises(ConfigError) as caught:
         parameter_table(build, width=128, base_width=32)
     assert str(caught.value) == (
-        f"build: must have one readout, the layer from growing to fixed size, got '{kept[0]}', '{kept[1]}', "
-        f"'lm_head.weight'; scale kv heads with the width, or name them: overrides={{'{kept[0]}': 'readout'}} "
-        f"(--override {kept[0]}=readout) ('matrix' for η/w)"
+        f"build: cannot tell readouts from other layers from growing to fixed size, got '{kept[0]}', '{kept[1]}', "
+        "'lm_head.weight'; scale kv heads with the width, or name each: 'matrix' divides η by the ratio of widths, for "
+        "layers within the model, 'readout' keeps η, for its outputs: "
+        f"overrides={{'{kept[0]}': 'matrix'}} (--override {kept[0]}=matrix)"
     )
     table = parameter_table(build, width=128, base_width=32, overrides={"*.[kv]_proj.weight": "matrix"})
     assert rows(table)["k_proj.weight"] == ("matrix", 4, 128)

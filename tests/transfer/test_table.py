@@ -158,9 +158,9 @@ def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixt
         ("my_model:nn", "module 'my_model' has no function 'nn'"),
         (
             "my_model:kv_heads",
-            "must have one readout, the layer from growing to fixed size, got '1.weight', '2.weight'; scale "
-            "kv heads with the width, or name them: overrides={'1.weight': 'readout'} "
-            "(--override 1.weight=readout) ('matrix' for η/w)",
+            "cannot tell readouts from other layers from growing to fixed size, got '1.weight', '2.weight'; scale kv "
+            "heads with the width, or name each: 'matrix' divides η by the ratio of widths, for layers within the "
+            "model, 'readout' keeps η, for its outputs: overrides={'1.weight': 'matrix'} (--override 1.weight=matrix)",
         ),
     ],
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Show how your own model's parameters scale: kind, width multiplier, whether normalised."""
+    """Show how your own model's parameters scale: kind, width multiplier, whether AdamC corrects their decay."""
 
     build: Positional[str]
     """MODULE:FUNCTION that returns the model of a given width; the module may lie in the current folder."""
