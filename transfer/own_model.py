@@ -50,7 +50,9 @@ def table_of(
 ) -> ParameterTable:
     """Return the parameter table of a model at the plan's width; `parameter_table` has the user's word on it."""
     base_width = plan.recipe.proxy.width
-    return parameter_table(build, plan.model.width, base_width, overrides=overrides, transposed=transposed)
+    table = parameter_table(build, plan.model.width, base_width, overrides=overrides, transposed=transposed)
+    plan.require_table(table)
+    return table
 
 
 def trace(plan: Plan, build: Build, *, recompute: bool = False) -> Footprint | None:

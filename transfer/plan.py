@@ -105,11 +105,12 @@ class Plan:
             table: ``parameter_table(build, width=target, base_width=proxy)``.
 
         Raises:
-            ConfigError: the table was made for other widths or another model.
+            ConfigError: the table was made for other widths or another model, or the model's readout is tied and the
+                rule scales it otherwise than the embedding.
         """
         from widthwise.proxies.table import parameter_groups
 
-        self._require_widths(table)
+        self.require_table(table)
 
         def settings_for(entry: "ParameterEntry") -> KindSettings:
             return self.settings(entry.kind, entry.width_multiplier)
@@ -127,19 +128,31 @@ class Plan:
             table: ``parameter_table(build, width=target, base_width=proxy)``.
 
         Raises:
-            ConfigError: the table was made for other widths or another model.
+            ConfigError: the table was made for other widths or another model, or the model's readout is tied and the
+                rule scales it otherwise than the embedding.
         """
         from widthwise.proxies.table import initialise
 
-        self._require_widths(table)
+        self.require_table(table)
         initialise(model, table, self.model)
 
-    def _require_widths(self, table: "ParameterTable") -> None:
+    def require_table(self, table: "ParameterTable") -> None:
+        """Refuse a table that was made for other widths, or of a tied model that the rule cannot scale.
+
+        Raises:
+            ConfigError: naming what the table must have.
+        """
         width, base = self.model.width, self.recipe.proxy.width
         if table.width != width:
             raise ConfigError(f"table.width: must be the plan's width = {width}, got {table.width}")
         if table.base_width != base:
             raise ConfigError(f"table.base_width: must be the proxy's width = {base}, got {table.base_width}")
+        # With nothing else to read out by, the embedding's weight does: a tied one has one row.
+        kinds = {entry.kind for entry in table.values()}
+        if "embedding" in kinds and "readout" not in kinds and _parts_tied(self.outcome()):
+            raise ConfigError(
+                f"table: must have a readout of its own for rule {self.rule!r}, {_PARTS_TIED}; a tied one has none"
+            )
 
     @property
     def decay_horizon(self) -> float:
@@ -251,12 +264,16 @@ def make_plan(
 
 def _require_tieable(model: GPTConfig, outcome: Scaled, rule: str) -> None:
     """Refuse a tied readout to rules that treat it otherwise than the embedding: they are one parameter."""
+    if model.tied and _parts_tied(outcome):
+        raise ConfigError(f"proxy.tied: must be false for rule {rule!r}, {_PARTS_TIED}")
+
+
+_PARTS_TIED = "which scales a readout's η or initial std otherwise than an embedding's"
+
+
+def _parts_tied(outcome: Scaled) -> bool:
     embedding, readout = outcome.kinds["embedding"], outcome.kinds["readout"]
-    if model.tied and (embedding.lr, embedding.init_std) != (readout.lr, readout.init_std):
-        raise ConfigError(
-            f"proxy.tied: must be false for rule {rule!r}, which scales a readout's η or initial std "
-            "otherwise than an embedding's"
-        )
+    return (embedding.lr, embedding.init_std) != (readout.lr, readout.init_std)
 
 
 def _decaying(given: Iterable[str], outcome: Scaled, rule: str) -> tuple[Kind, ...]:

@@ -386,6 +386,26 @@ def test_a_tied_readout_is_refused_by_rules_that_scale_it_otherwise_than_the_emb
     assert recipe.at(width=32, rule=name).model == proxy
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_tied_model_of_ones_own_is_refused_by_the_same_rules(name: str) -> None:
+    def tied(width: int) -> GPT:
+        return GPT(RECIPE.proxy.model_copy(update={"width": width, "tied": True}))
+
+    plan, table = RECIPE.at(width=128, rule=name), parameter_table(tied, width=128, base_width=32)
+    if name not in ("completed-p", "qiu-compute-optimal", "sp-embedding"):
+        assert plan.parameter_groups(tied(128), table)
+        return
+    for fault in (plan.parameter_groups, plan.initialise):
+        with pytest.raises(ConfigError) as caught:
+            fault(tied(128), table)
+        assert str(caught.value) == (
+            f"table: must have a readout of its own for rule {name!r}, which scales a readout's η or initial std "
+            "otherwise than an embedding's; a tied one has none"
+        )
+    base = RECIPE.at(width=32, rule=name)
+    assert base.parameter_groups(tied(32), parameter_table(tied, width=32, base_width=32))
+
+
 # Of one's own model
 
 
