@@ -103,6 +103,7 @@ class AdamHC(DecayOptimizer):
             "corrected": corrected,
             "max_lr": max_lr,
         }
+        validation.check_adam(defaults)
         precision = Precision(
             master_weights=master_weights, state_dtype=state_dtype, rounding_seed=rounding_seed
         )

@@ -51,6 +51,7 @@ class DecayOptimizer(Optimizer):
         precision: Precision,
         backend: str,
     ) -> None:
+        validation.check_defaults(options)
         validation.check_clip_norm(clip_norm)
         validation.check_precision(precision)
         self.clip_norm, self.precision = clip_norm, precision

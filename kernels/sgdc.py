@@ -82,6 +82,7 @@ class SGDC(DecayOptimizer):
             "corrected": corrected,
             "max_lr": max_lr,
         }
+        validation.check_momentum(defaults)
         precision = Precision(
             master_weights=master_weights, state_dtype=state_dtype, rounding_seed=rounding_seed
         )

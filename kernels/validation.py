@@ -29,6 +29,16 @@ def check_options(group: Mapping[str, Any]) -> None:
         _require(group["max_lr"] > 0, "max_lr", rule, group["max_lr"])
 
 
+def check_defaults(options: Mapping[str, Any]) -> None:
+    """Check the constructor's options, also those that every group has its own of, as torch's optimizers do.
+
+    `max_lr`, which is the group's `lr` where it is None, and a `huber_c` of None are for the groups to fill in.
+    """
+    max_lr = 1.0 if options["max_lr"] is None else options["max_lr"]
+    decay = "none" if options["huber_c"] is None and options["decay"] in HUBER else options["decay"]
+    check_options({**options, "max_lr": max_lr, "decay": decay})
+
+
 def check_adam(group: Mapping[str, Any]) -> None:
     """Check what a group of Adam has beside what all have."""
     betas, eps = group["betas"], group["eps"]

@@ -81,6 +81,38 @@ def test_arguments_of_sgdc(options: dict[str, Any], text: str) -> None:
         SGDC([torch.ones(2, requires_grad=True)], **options)
 
 
+OWN = {
+    "lr": 0.1,
+    "weight_decay": 0.1,
+    "huber_c": 1.0,
+    "max_lr": 0.1,
+    "momentum": 0.5,
+    "eps": 1e-8,
+    "decay": "huber",
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "text"),
+    [
+        (AdamHC, {"lr": -1}, "lr: must be finite and >= 0, got -1"),
+        (AdamHC, {"huber_c": -1}, "huber_c: must be > 0, got -1"),
+        (AdamHC, {"max_lr": -1}, "max_lr: must be finite and >= 0, got -1"),
+        (AdamHC, {"eps": -1}, "eps: must be finite and >= 0, got -1"),
+        (SGDC, {"momentum": 2}, "momentum: must be in [0, 1), got 2"),
+        (SGDC, {"decay": "L2"}, "decay: must be one of 'none', 'l2', 'huber', 'huber-prox', got 'L2'"),
+    ],
+)
+def test_the_constructors_arguments_also_where_every_group_has_its_own(
+    optimizer: Any, options: dict[str, Any], text: str
+) -> None:
+    groups = [{"params": [torch.ones(2, requires_grad=True)], **OWN}]
+    with refusal(text):
+        optimizer(groups, **options)
+    # What is for the groups to fill in.
+    optimizer(groups, huber_c=None, max_lr=None, lr=0.0, corrected=True, decay="huber")
+
+
 @pytest.mark.parametrize(
     "options",
     [
