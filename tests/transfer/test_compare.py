@@ -36,7 +36,7 @@ def test_compare_shows_every_rule(recipe: str, capsys: pytest.CaptureFixture[str
 
 
 def test_widths_have_a_row_each(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status("scale", recipe, "--widths", "512,1024,4096", "--rule", "mup-coupled") == 0
+    assert exit_status("scale", recipe, "--widths", "512,1024,512,4096", "--rule", "mup-coupled") == 0
     title, _, head, *rows = cells(capsys.readouterr().out)
     assert " ".join(title) == "rule mup-coupled, from width 64, depth 2 → 2"
     assert head[0] == "width"

@@ -73,7 +73,7 @@ class Scale:
 
     def _targets(self) -> list[int]:
         if self.widths is not None:
-            return whole_numbers("widths", self.widths)
+            return list(dict.fromkeys(whole_numbers("widths", self.widths)))  # one row each
         if self.width is None:
             raise ConfigError("width: is required, or widths")
         return [self.width]

@@ -76,9 +76,11 @@ def _along(result: "CheckResult", at: AtWidth, axis: Axis, optimum: Optimum, col
         if None not in by_seed.values()
     }
     diverged = len(losses) - len(known)
-    label = f"width {at.width}" + (f" ({diverged} diverged)" if diverged else "")
+    lost = (
+        f" ({diverged} value{'s' if diverged > 1 else ''} of {_SYMBOLS[axis]} diverged)" if diverged else ""
+    )
     yield Series(
-        label=label,
+        label=f"width {at.width}{lost}",
         x=list(known),
         y=[fmean(values) for values in known.values()],
         look="joined",

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from widthwise.proxies.files import replacing
@@ -22,6 +23,7 @@ from widthwise.transfer.reporting.watch_panels import watch_panels
 from widthwise.transfer.reporting.weight_panels import run_panels
 
 FORMATS = (".png", ".svg", ".pdf")
+_WITHIN = 3  # labels that find room among the points
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 2},
     "open": {"linestyle": "none", "marker": "o", "markersize": 5, "markerfacecolor": "none", "capsize": 2},
@@ -99,8 +101,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot(one.x, one.y, **style)
     for label, x in panel.marks.items():
         axes.axvline(x, color=GREY, linewidth=0.8, linestyle=":")
-        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": GREY}
-        axes.text(x, 0.98, _plain(label), transform=axes.get_xaxis_transform(), **look)
+        _mark(axes, label, x)
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(alpha=0.25)
     if "y" in panel.log:
@@ -113,7 +114,26 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_xscale("log")
         axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=8)
+    _legend(axes)
+
+
+def _mark(axes: Axes, label: str, x: float) -> None:
+    """Write a vertical line's label beside it, clear of the error bars that stand on it, over the rest."""
+    look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": GREY}
+    beside: dict[str, Any] = {"xytext": (-4, 0), "textcoords": "offset points", "annotation_clip": False}
+    halo = [withStroke(linewidth=3, foreground="white")]
+    where = axes.get_xaxis_transform()
+    axes.annotate(_plain(label), (x, 0.98), xycoords=where, path_effects=halo, zorder=4, **beside, **look)
+
+
+def _legend(axes: Axes) -> None:
+    """Draw the legend within the axes, or below where it is so large that it would hide points."""
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) > _WITHIN:
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
+        axes.legend(fontsize=8, frameon=False, **below)
+    else:
+        axes.legend(fontsize=8)
 
 
 def _plain_numbers(axis: Axis, low: float, high: float) -> None:

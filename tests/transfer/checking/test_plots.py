@@ -4,6 +4,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from math import log, log2, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -66,7 +67,7 @@ def test_a_check_has_a_panel_of_every_kind(axes: dict[str, Axes]) -> None:
     assert list(axes) == ["lr", "decay", "singular-values", "spectra", "coordinates"]
 
 
-@pytest.mark.parametrize(("axis", "diverged"), [("lr", " (1 diverged)"), ("decay", "")])
+@pytest.mark.parametrize(("axis", "diverged"), [("lr", " (1 value of η diverged)"), ("decay", "")])
 @pytest.mark.parametrize("width", [32, 64, 128])
 def test_the_points_are_the_means_over_seeds_with_their_deviations(
     result: CheckResult, axes: dict[str, Axes], axis: Any, diverged: str, width: int
@@ -101,7 +102,7 @@ def test_the_minima_are_those_of_the_world_and_of_the_parabolas(
 
 
 def test_the_rules_are_marked_where_their_decay_lies(axes: dict[str, Axes]) -> None:
-    marked = {text.get_text(): text.get_position()[0] for text in axes["decay"].texts}
+    marked = {text.get_text(): text.xy[0] for text in axes["decay"].texts}  # type: ignore[attr-defined]
     # At four times the width fan-sqrt doubles λ, mup-coupled keeps it, and the other two quadruple it.
     assert marked == {
         "transferred by fan-sqrt": 0.0,
@@ -109,6 +110,20 @@ def test_the_rules_are_marked_where_their_decay_lies(axes: dict[str, Axes]) -> N
         "mup-independent, completep": 1.0,
     }
     assert [text.get_text() for text in axes["lr"].texts] == ["transferred by fan-sqrt"]
+
+
+def test_no_label_hides_a_point(axes: dict[str, Axes]) -> None:
+    figure = axes["lr"].figure
+    assert figure is not None
+    figure.savefig(BytesIO())  # lays out
+    for one in (axes["lr"], axes["decay"]):
+        for text in one.texts:
+            line_at = one.transData.transform((text.xy[0], 0))[0]  # type: ignore[attr-defined]
+            assert text.get_window_extent().x1 < line_at - 3  # clear of a marker
+    legend = axes["lr"].get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 4
+    assert legend.get_window_extent().y1 < axes["lr"].get_window_extent().y0
 
 
 def test_the_singular_values_are_free_of_lr_and_decay(result: CheckResult, axes: dict[str, Axes]) -> None:
