@@ -14,10 +14,10 @@ from widthwise.proxies.recorder import Recorder
 SEQUENCES = 4
 
 
-def observed_tokens(tokens: Tokens, *, batch_size: int, context: int) -> Tensor:
+def observed_tokens(tokens: Tokens, *, batch_size: int, context: int, device: str) -> Tensor:
     """Return some validation tokens, the same ones at every call and on every worker: (sequences, context) int64."""
     observed, _ = next(tokens.validation_batches(1, batch_size=min(batch_size, SEQUENCES), context=context))
-    return observed
+    return observed.to(device)
 
 
 class Observers:

@@ -41,7 +41,6 @@ class RunOptions:
             their memory.
         diagnostics: whether every evaluation measures `Diagnostics`; needs `AdamHC` over groups that
             `parameter_groups` made.
-        coordinates: whether `widthwise.proxies.runs.run` measures `TrainResult.coordinates` before it trains.
         abort_on: what ends a run as diverged: a loss far above its start, or only one that is not finite.
         pulse: file, or URI, in which the first worker says every few seconds how far the run is; None says nothing.
     """
@@ -62,7 +61,6 @@ class RunOptions:
     accumulate: int = 1
     recompute: bool = False
     diagnostics: bool = False
-    coordinates: bool = False
     abort_on: Literal["divergence", "nan"] = "divergence"
     pulse: str | None = None
 
@@ -159,8 +157,6 @@ class TrainResult:
     """How a run ended; `loss` is the last validation loss, infinite where the run diverged.
 
     `parameters` counts the model's parameters; `flops` is as in `Metrics`, over the whole run.
-    `coordinates` are layer name → rms of the change of its output on fixed tokens after step 1 to 10, without
-    weight decay; None unless `RunOptions.coordinates`.
     """
 
     status: Status
@@ -171,7 +167,6 @@ class TrainResult:
     parameters: int
     flops: float | None
     history: list[Metrics] = field(default_factory=list)
-    coordinates: dict[str, list[float]] | None = None
 
 
 def course(history: Sequence[Metrics]) -> list[dict[str, Any]]:

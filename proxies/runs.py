@@ -12,7 +12,7 @@ from torch import nn
 from widthwise.kernels import AdamHC
 from widthwise.proxies.building import OwnModel
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
-from widthwise.proxies.coordinates import STEPS, Coordinates
+from widthwise.proxies.coordinates import OUTPUT, STEPS, Coordinates
 from widthwise.proxies.data import Tokens, open_tokens
 from widthwise.proxies.model import GPT
 from widthwise.proxies.module_decay import ModuleDecay
@@ -85,25 +85,31 @@ def run(
         if spec.module_decay is not None:
             spec.module_decay(step, model, optimizer)
 
-    coordinates = _coordinates(spec, options) if options.coordinates else None
-    result = train(
+    return train(
         *_built(spec, options),
         opened(spec.data, spec.model.vocab_size),
         spec.horizon,
         context=spec.model.context,
-        options=replace(options, coordinates=False),
+        options=options,
         on_metrics=on_metrics,
         on_resumed=on_resumed,
         before_step=before_step,
     )
-    return replace(result, coordinates=coordinates)
 
 
-def _coordinates(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
-    """Return `TrainResult.coordinates`: geometric means over several starts, each trained for these steps alone.
+def coordinate_deltas(spec: RunSpec, options: RunOptions) -> dict[str, list[float]] | None:
+    """Return how far each layer's output moves in the first steps of a run, as `Coordinates.deltas`.
 
-    Without weight decay, because rules differ in how ηλ depends on the width, and so does what decay changes, soundly;
-    and with a long warm-up, because a network that jumps says little of its parametrisation.
+    The steps are taken by themselves, from several starts, of which the geometric mean is returned; None where one
+    diverged. Without weight decay, because rules differ in how ηλ depends on the width, and so does what decay
+    changes, soundly; and with a long warm-up, because a network that jumps says little of its parametrisation.
+
+    Args:
+        spec: what is trained; how its decay is shared out does not matter.
+        options: device, precision and the seed, of which each start has one of its own.
+
+    Raises:
+        ConfigError: where the parameters are to be sharded.
     """
     require_whole("coordinates", options.parallel)
     if spec.horizon.steps * spec.horizon.warmup_fraction < WARMUP_STEPS:
@@ -111,8 +117,9 @@ def _coordinates(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
         spec = spec.model_copy(update={"horizon": spec.horizon.model_copy(update=longer)})
     seeds = range(options.seed * STARTS, (options.seed + 1) * STARTS)
     starts = [_deltas(spec, replace(options, seed=seed)) for seed in seeds]
-    # Of a start that diverged there are fewer steps.
-    by_step = {layer: zip(*(start[layer] for start in starts), strict=False) for layer in starts[0]}
+    if any(len(start[OUTPUT]) < STEPS for start in starts):
+        return None
+    by_step = {layer: zip(*(start[layer] for start in starts), strict=True) for layer in starts[0]}
     return {
         layer: [geometric_mean(changes) if all(changes) else 0.0 for changes in steps]
         for layer, steps in by_step.items()
@@ -122,27 +129,26 @@ def _coordinates(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
 def _deltas(spec: RunSpec, options: RunOptions) -> dict[str, list[float]]:
     """Return `Coordinates.deltas` of one start."""
     tokens, context = opened(spec.data, spec.model.vocab_size), spec.model.context
-    inputs = observed_tokens(tokens, batch_size=spec.horizon.sequences(context), context=context)
+    batch_size = spec.horizon.sequences(context)
+    inputs = observed_tokens(tokens, batch_size=batch_size, context=context, device=options.device)
     model, optimizer = _built(spec, options)
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
-    coordinates = Coordinates(unwrapped(model), inputs.to(options.device))
+    coordinates = Coordinates(unwrapped(model), inputs)
 
     def look(metrics: Metrics) -> bool:
         coordinates.after_step()
         return metrics.step >= STEPS
 
     # Looked at after each step, and nothing kept.
-    brief = replace(
-        options,
-        coordinates=False,
-        diagnostics=False,
+    brief = RunOptions(
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        rank=options.rank,
+        world_size=options.world_size,
         evaluations=spec.horizon.steps,
         validation_batches=1,
-        checkpoint=None,
-        keep=None,
-        checkpoint_every=None,
-        pulse=None,
     )
     train(model, optimizer, tokens, spec.horizon, context=context, options=brief, on_metrics=look)
     return coordinates.deltas

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,11 +69,8 @@ def train(
 
     Raises:
         ConfigError: where the batch, the data or the checkpoint does not fit, or diagnostics are asked of
-            another optimizer than AdamHC over groups that `parameter_groups` made, or ``options.coordinates``,
-            which takes a second model: `run` makes it.
+            another optimizer than AdamHC over groups that `parameter_groups` made.
     """
-    if options is not None and options.coordinates:
-        raise ConfigError("coordinates: must be False for train; follow them with Coordinates, got True")
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
     run.pulse.beat(run.step)
@@ -135,7 +133,11 @@ class _Run:
         self.step, self.seconds, self.first_loss = 0, 0.0, math.nan
         self.history: list[Metrics] = []
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0.0
-        self.observers = Observers(self.bare_model, optimizer, self._observed_tokens, options)
+        # No method of ours: the run and its observers would hold each other, and the model, beyond the run's end.
+        inputs = partial(
+            observed_tokens, tokens, batch_size=self.batch_size, context=context, device=options.device
+        )
+        self.observers = Observers(self.bare_model, optimizer, inputs, options)
         self.pulse = Pulse(
             options.pulse if options.rank == 0 else None,
             workers=options.world_size,
@@ -326,10 +328,6 @@ class _Run:
         let_go(self.bare_model)
         self.bare_model.train()
         return self._mean(total, count)
-
-    def _observed_tokens(self) -> Tensor:
-        tokens = observed_tokens(self.tokens, batch_size=self.batch_size, context=self.context)
-        return tokens.to(self.device)
 
     def _mean(self, total: Tensor, count: float) -> float:
         """Return Σtotal / Σcount over all workers."""

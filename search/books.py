@@ -42,7 +42,8 @@ class Run:
         key: its name, unique among the runs of a folder; letters, digits, ``.``, ``_`` and ``-``.
         spec: what is trained.
         seed: decides initialisation and batches.
-        options: how: further fields of `RunOptions`, as JSON has them (``evaluations``, ``validation_batches``).
+        options: how: further fields of `RunOptions`, as JSON has them (``evaluations``, ``validation_batches``), and
+            ``coordinates``, whether `coordinate_deltas` are measured besides.
     """
 
     key: str

@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
-from widthwise.proxies.runs import RunSpec, device_options, run
+from widthwise.proxies.runs import RunSpec, coordinate_deltas, device_options, run
 from widthwise.proxies.validation import one_line
 
 
@@ -26,49 +28,65 @@ def trainable(config: Mapping[str, Any]) -> None:
     # Seconds that Tune waits for a trial that it has stopped before it takes the worker for broken; steps may be long.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     torch.set_num_threads(1)
-    with ThreadPoolExecutor(1) as thread:
-        reports = Reports(thread)
+    reports, outcome = Reports(), None
+    with suppress(SystemExit):
         outcome = outcome_of(config, reports)
-        # The worker goes on to another trial; meanwhile its neighbours may want the memory.
-        torch.cuda.empty_cache()
-        reports.tell(outcome)
-        reports.wait()
+    # The worker goes on to another trial; meanwhile its neighbours may want the memory. What the trial held is gone by
+    # now, stopped or not.
+    torch.cuda.empty_cache()
+    if outcome is None:
+        sys.exit(0)
+    reports.tell(outcome)
+    reports.wait()
 
 
 class Reports:
     """Tells Tune of a trial that trains on meanwhile: the driver takes its time for every report.
 
-    The driver has heard of every evaluation but the last. A trial that Tune has ended leaves by a SystemExit, which
-    ``tune.report`` raises.
-
-    Args:
-        thread: of one worker, in which the reports wait for their answers.
+    The driver has heard of every evaluation but the last. A trial that Tune has ended leaves by a SystemExit, as it
+    does from ``tune.report``.
     """
 
-    def __init__(self, thread: Executor) -> None:
-        self.thread = thread
-        self.last: Future[None] | None = None
+    def __init__(self) -> None:
+        self._heard = Event()
+        self._heard.set()
+        self._ended: SystemExit | Exception | None = None
 
     def tell(self, report: Mapping[str, Any]) -> None:
         """Report, once the report before has been heard."""
         self.wait()
-        self.last = self.thread.submit(tune.report, dict(report))
+        self._heard.clear()
+        # A daemon: a worker that is told to leave does not wait for the driver's answer.
+        Thread(target=self._report, args=(dict(report),), name="report", daemon=True).start()
 
     def wait(self) -> None:
         """Wait until the last report has been heard."""
-        if self.last is not None:
-            self.last.result()
+        self._heard.wait()
+        self.look()
 
     def look(self) -> None:
         """Leave if Tune has ended the trial."""
-        if self.last is not None and self.last.done():
-            self.last.result()
+        if isinstance(self._ended, SystemExit):
+            # A new one: its traceback would keep the trial's model as long as this.
+            sys.exit(0)
+        if self._ended is not None:
+            raise self._ended
+
+    def _report(self, report: dict[str, Any]) -> None:
+        try:
+            tune.report(report)
+        except (SystemExit, Exception) as error:
+            self._ended = error
+        finally:
+            self._heard.set()
 
 
 def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
     """Train, telling of every evaluation, and return what is to be told of the end."""
     checkpoint = Path(config["folder"]) / "checkpoint.pt"
-    options = RunOptions(checkpoint=checkpoint, **config["options"], **device_options())
+    chosen = dict(config["options"])
+    follows = chosen.pop("coordinates", False)
+    options = RunOptions(checkpoint=checkpoint, **chosen, **device_options())
     spec = RunSpec.model_validate_json(config["spec"])
 
     def tell(metrics: Metrics) -> None:
@@ -86,6 +104,7 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
         except DamagedCheckpoint:
             checkpoint.unlink()
             result = trained()
+        deltas = coordinate_deltas(spec, options) if follows else None
     except Exception as error:
         return {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
     return {
@@ -95,16 +114,17 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
         "tokens": result.tokens,
         "seconds": result.seconds,
         # Text, because Tune keeps statistics of every number in a report.
-        "measured": json.dumps(_measured(result)),
+        "measured": json.dumps(_measured(result, deltas)),
     }
 
 
-def _measured(result: TrainResult) -> dict[str, Any]:
+def _measured(result: TrainResult, deltas: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a run measured besides its loss: of the whole run, and of its last evaluation."""
     whole = {name: value for name, value in asdict(result).items() if name not in _TOLD}
     last = asdict(result.history[-1]) if result.history else {}
-    over_time = {"course": found} if (found := course(result.history)) else {}
-    return {name: value for name, value in (last | whole | over_time).items() if name not in _TOLD}
+    measured = {name: value for name, value in (last | whole).items() if name not in _TOLD}
+    besides = {"course": course(result.history), "coordinate_deltas": deltas}
+    return measured | {name: value for name, value in besides.items() if value}
 
 
 # What stands in a trial's outcome already, or is its learning curve.

@@ -2,13 +2,15 @@
 
 import re
 from copy import deepcopy
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from widthwise.proxies import GPT, Coordinates, GPTConfig
+from widthwise.proxies import GPT, Coordinates, GPTConfig, Horizon, Hyperparameters, RunOptions, runs
+from widthwise.proxies.runs import RunSpec, base_settings, coordinate_deltas
 from widthwise.proxies.validation import ConfigError
 
 
@@ -78,3 +80,58 @@ def test_of_a_gpt_the_embedding_the_blocks_and_the_logits_are_followed() -> None
     assert list(coordinates.deltas) == ["embedding", "blocks.0", "blocks.1", "blocks.2", "logits"]
     assert model.training
     assert [module for module in model.modules() if module._forward_hooks] == []
+
+
+# Of a run
+
+
+def spec(steps: int = 40, **tuned: Any) -> RunSpec:
+    hyperparameters = Hyperparameters(**{"lr": 0.02, "weight_decay": 0.5, "huber_c": 1.0, **tuned})
+    return RunSpec(
+        model=GPTConfig(width=16, head_dim=8, depth=1, context=16),
+        base_width=16,
+        horizon=Horizon(batch_tokens=64, tokens=64 * steps),
+        hyperparameters=hyperparameters,
+        settings=base_settings(hyperparameters),
+        data="python",
+    )
+
+
+def test_a_runs_first_steps_have_no_part_of_its_weight_decay_and_a_long_warm_up() -> None:
+    found = coordinate_deltas(spec(), RunOptions(seed=1))
+    assert found is not None
+    assert {name: len(deltas) for name, deltas in found.items()} == {
+        "embedding": 10,
+        "blocks.0": 10,
+        "logits": 10,
+    }
+    # Behind a readout that starts at zero, nothing but the logits moves in the first step.
+    assert [name for name, deltas in found.items() if deltas[0] > 0] == ["logits"]
+    assert all(deltas[1] > 0 for deltas in found.values())
+    assert coordinate_deltas(spec(weight_decay=10.0), RunOptions(seed=1)) == found
+    assert coordinate_deltas(spec(steps=80), RunOptions(seed=1)) == found
+    # Its own warm-up, over a hundred steps, is longer.
+    gentler = coordinate_deltas(spec(steps=1000), RunOptions(seed=1))
+    assert gentler is not None
+    assert all(gentler[name][9] < 0.8 * found[name][9] for name in found)
+
+
+def test_a_runs_first_steps_are_means_over_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = coordinate_deltas(spec(), RunOptions(seed=1))
+    monkeypatch.setattr(runs, "STARTS", 1)
+    starts = [coordinate_deltas(spec(), RunOptions(seed=seed)) for seed in (4, 5, 6, 7)]
+    assert found is not None
+    for name, deltas in found.items():
+        changes = [start[name][1:] for start in starts if start is not None]
+        assert deltas[1:] == pytest.approx([geometric_mean(step) for step in zip(*changes, strict=True)])
+        assert len({tuple(change) for change in changes}) == 4
+
+
+def test_first_steps_that_diverge_are_none() -> None:
+    assert coordinate_deltas(spec(lr=1e30), RunOptions()) is None
+
+
+def test_first_steps_of_sharded_parameters_are_refused() -> None:
+    message = "coordinates: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        coordinate_deltas(spec(), RunOptions(parallel="fsdp"))

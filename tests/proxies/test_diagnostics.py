@@ -14,17 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.kernels import AdamHC
-from widthwise.proxies import (
-    GPT,
-    Diagnostics,
-    GPTConfig,
-    Horizon,
-    Hyperparameters,
-    Recorder,
-    RunOptions,
-    open_tokens,
-    train,
-)
+from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
 from widthwise.proxies import diagnostics as measure
 from widthwise.proxies.noise_laws import advance_variance, advance_variance_by_steps, update_ratio_law
 from widthwise.proxies.outcome import SPECTRUM_SHARES, KindDiagnostics, Metrics
@@ -391,7 +381,7 @@ def spec(**tuned: Any) -> RunSpec:
     )
 
 
-OBSERVED = RunOptions(seed=3, evaluations=4, validation_batches=1, diagnostics=True, coordinates=True)
+OBSERVED = RunOptions(seed=3, evaluations=4, validation_batches=1, diagnostics=True)
 
 
 def diagnosed(metrics: Metrics) -> Diagnostics:
@@ -401,11 +391,10 @@ def diagnosed(metrics: Metrics) -> Diagnostics:
 
 def test_a_run_learns_the_same_with_and_without_diagnostics(tmp_path: Path) -> None:
     with_them = run(spec(), replace(OBSERVED, checkpoint=tmp_path / "with"))
-    options = replace(OBSERVED, diagnostics=False, coordinates=False, checkpoint=tmp_path / "without")
+    options = replace(OBSERVED, diagnostics=False, checkpoint=tmp_path / "without")
     without = run(spec(), options)
     assert [one.loss for one in with_them.history] == [one.loss for one in without.history]
     assert [one.diagnostics for one in without.history] == [None] * 4
-    assert without.coordinates is None
     one, other = (torch.load(tmp_path / name) for name in ("with", "without"))
     for part in ("model", "optimizer"):
         torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
@@ -435,42 +424,22 @@ def test_the_gradient_norm_is_what_the_optimizer_measures() -> None:
 
 
 @pytest.mark.parametrize("decay", [{}, {"threshold": "ema"}, {"decay": "l2"}], ids=["huber", "ema", "l2"])
-@pytest.mark.parametrize("stop", [4, 20], ids=["in the first ten steps", "later"])
 def test_the_diagnostics_of_a_resumed_run_are_those_of_an_undisturbed_one(
-    stop: int, decay: dict[str, Any], tmp_path: Path
+    decay: dict[str, Any], tmp_path: Path
 ) -> None:
     options = replace(OBSERVED, evaluations=10)
     straight = run(spec(**decay), options)
     halved = replace(options, checkpoint=tmp_path / "run")
-    run(spec(**decay), halved, lambda metrics: metrics.step >= stop)
+    run(spec(**decay), halved, lambda metrics: metrics.step >= 20)
     resumed = run(spec(**decay), halved)
     assert [one.diagnostics for one in resumed.history] == [one.diagnostics for one in straight.history]
-    assert resumed.coordinates == straight.coordinates
 
 
 def test_a_run_that_was_begun_without_diagnostics_has_them_from_its_resumption(tmp_path: Path) -> None:
-    off = replace(OBSERVED, diagnostics=False, coordinates=False, checkpoint=tmp_path / "run")
+    off = replace(OBSERVED, diagnostics=False, checkpoint=tmp_path / "run")
     run(spec(), off, lambda metrics: metrics.step >= 20)
     resumed = run(spec(), replace(OBSERVED, checkpoint=tmp_path / "run"))
     assert [one.diagnostics is None for one in resumed.history] == [True, True, False, False]
-
-
-def test_coordinates_have_ten_steps_and_no_part_of_the_weight_decay() -> None:
-    small, large = (run(spec(weight_decay=decay), OBSERVED).coordinates for decay in (0.01, 10.0))
-    assert small is not None
-    assert small == large
-    assert {len(deltas) for deltas in small.values()} == {10}
-    # Behind a readout that starts at zero, nothing but the logits moves in the first step.
-    assert [name for name, deltas in small.items() if deltas[0] > 0] == ["logits"]
-    assert all(deltas[1] > 0 for deltas in small.values())
-
-
-def test_a_training_of_ones_own_model_is_refused_coordinates() -> None:
-    model = GPT(spec().model)
-    optimizer = AdamHC(model.parameters())
-    message = "^coordinates: must be False for train; follow them with Coordinates, got True$"
-    with pytest.raises(ConfigError, match=message):
-        train(model, optimizer, open_tokens("python"), spec().horizon, context=16, options=OBSERVED)
 
 
 def test_a_run_that_diverges_is_still_json() -> None:

@@ -230,10 +230,6 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
             {"accumulate": 9},
             "accumulate: must be <= the 8 sequences of a worker's share of a batch, got 9",
         ),
-        (
-            {"parallel": "fsdp", "coordinates": True},
-            "coordinates: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'",
-        ),
         ({"parallel": "fsdp", "shards": 2}, "shards: must divide the 1 workers, got 2"),
     ],
 )

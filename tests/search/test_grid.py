@@ -65,7 +65,7 @@ def begin(grid: Grid) -> tuple[int, Run]:
 
 
 def complete(grid: Grid, number: int, loss: float = 3.0) -> None:
-    measured = {"diagnostics": {"kinds": {"matrix": {"rms": 0.5}}}, "coordinates": None}
+    measured = {"diagnostics": {"kinds": {"matrix": {"rms": 0.5}}}}
     outcome = {"loss": loss, "tokens": 61440, "seconds": 1.5, "measured": measured}
     grid.finish(number, "completed", outcome)
 
@@ -113,7 +113,7 @@ def test_runs_come_in_the_order_wanted_until_nothing_new_is(opened: Callable[...
         tokens=61440,
         seconds=1.5,
         curve=((20, 3.5),),
-        measured={"diagnostics": {"kinds": {"matrix": {"rms": 0.5}}}, "coordinates": None},
+        measured={"diagnostics": {"kinds": {"matrix": {"rms": 0.5}}}},
     )
     assert (outcomes["c"].status, outcomes["c"].loss) == ("diverged", None)
     assert grid.study.get_trials()[2].value == math.inf

@@ -1,15 +1,16 @@
 """A trial's talk with Tune: it trains on meanwhile, leaves when it is stopped, and repeats what may be lost."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
 from typing import Any
 
 import pytest
+import torch
 from ray import tune
 
+from widthwise.proxies import GPT
 from widthwise.proxies.config import Hyperparameters
 from widthwise.search import trial
 from widthwise.search.ledger import trial_spec
@@ -18,58 +19,17 @@ from .conftest import configured
 
 
 class Driver:
-    """Hears one report after the other, each when it is `ready`, and stops the trial that reports `last`."""
+    """Hears one report after the other, each when it is `ready`, and stops the trial after so many."""
 
     def __init__(self, last: int) -> None:
         self.last, self.ready = last, SimpleQueue[None]()
         self.heard: list[int] = []
-        self.answered = Event()
 
     def report(self, values: dict[str, int]) -> None:
         self.ready.get()
         self.heard.append(values["step"])
-        self.answered.set()
-        if values["step"] == self.last:
+        if len(self.heard) == self.last:
             raise SystemExit(0)
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    one = Driver(last=3)
-    monkeypatch.setattr(tune, "report", one.report)
-    return one
-
-
-@pytest.fixture
-def thread() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as one:
-        yield one
-
-
-def test_a_trial_waits_for_no_answer_but_the_one_before_and_leaves_when_it_is_stopped(
-    driver: Driver, thread: ThreadPoolExecutor
-) -> None:
-    reports = trial.Reports(thread)
-    reports.tell({"step": 1})
-    reports.look()
-    assert driver.heard == []
-    driver.ready.put(None)
-    reports.tell({"step": 2})
-    assert driver.heard == [1]
-    driver.ready.put(None)
-    reports.tell({"step": 3})
-    assert driver.heard == [1, 2]
-    reports.look()
-    driver.answered.clear()
-    driver.ready.put(None)
-    assert driver.answered.wait(10)
-    with pytest.raises(SystemExit):
-        reports.wait()
-    with pytest.raises(SystemExit):
-        reports.look()
-    with pytest.raises(SystemExit):
-        reports.tell({"step": 4})
-    assert driver.heard == [1, 2, 3]
 
 
 class Told(trial.Reports):
@@ -87,20 +47,93 @@ class Told(trial.Reports):
             raise SystemExit(0)
 
 
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    one = Driver(last=3)
+    monkeypatch.setattr(tune, "report", one.report)
+    return one
+
+
+def test_a_trial_waits_for_no_answer_but_the_one_before_and_leaves_when_it_is_stopped(driver: Driver) -> None:
+    reports = trial.Reports()
+    reports.tell({"step": 1})
+    reports.look()
+    assert driver.heard == []
+    driver.ready.put(None)
+    reports.tell({"step": 2})
+    assert driver.heard == [1]
+    driver.ready.put(None)
+    reports.tell({"step": 3})
+    assert driver.heard == [1, 2]
+    reports.look()
+    driver.ready.put(None)
+    with pytest.raises(SystemExit):
+        reports.wait()
+    with pytest.raises(SystemExit):
+        reports.look()
+    with pytest.raises(SystemExit):
+        reports.tell({"step": 4})
+    assert driver.heard == [1, 2, 3]
+
+
+def test_a_report_that_fails_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(values: object) -> None:
+        raise ValueError("no session")
+
+    monkeypatch.setattr(tune, "report", refuse)
+    reports = trial.Reports()
+    reports.tell({"step": 1})
+    with pytest.raises(ValueError, match=r"^no session$"):
+        reports.wait()
+
+
+UNANSWERED = """
+from threading import Event
+from ray import tune
+from widthwise.search.trial import Reports
+tune.report = lambda values: Event().wait()
+Reports().tell({"step": 1})
+"""
+
+
+def test_a_worker_that_ends_waits_for_no_answer(start: Callable[..., Any]) -> None:
+    assert start(script=UNANSWERED).finish()[0] == 0
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    hyperparameters = Hyperparameters(lr=0.03, weight_decay=0.5, huber_c=2.0)
+    return {
+        "spec": trial_spec(configured(data="python"), hyperparameters).model_dump_json(),
+        "folder": str(folder),
+        "options": {"evaluations": 6, "validation_batches": 1},
+    }
+
+
+def test_a_stopped_trial_leaves_no_model_behind(tmp_path: Path, driver: Driver) -> None:
+    threads = torch.get_num_threads()
+    # What a process imports in its first trial keeps frames of it.
+    trial.outcome_of(config_of(tmp_path / "first"), Told())
+    gc.collect()
+    gc.disable()
+    for _ in range(3):
+        driver.ready.put(None)
+    try:
+        with pytest.raises(SystemExit):
+            trial.trainable(config_of(tmp_path / "stopped"))
+        assert driver.heard == [10, 20, 30]
+        assert not [one for one in gc.get_objects() if issubclass(type(one), GPT)]
+    finally:
+        gc.enable()
+        torch.set_num_threads(threads)
+
+
 def test_a_trial_that_goes_on_repeats_its_last_evaluation_which_may_not_have_been_heard(
     tmp_path: Path,
 ) -> None:
-    hyperparameters = Hyperparameters(lr=0.03, weight_decay=0.5, huber_c=2.0)
-    spec = trial_spec(configured(data="python"), hyperparameters)
-    config = {
-        "spec": spec.model_dump_json(),
-        "folder": str(tmp_path),
-        "options": {"evaluations": 6, "validation_batches": 1},
-    }
     killed, resumed = Told(steps=35), Told()
     with pytest.raises(SystemExit):
-        trial.outcome_of(config, killed)
-    outcome = trial.outcome_of(config, resumed)
+        trial.outcome_of(config_of(tmp_path), killed)
+    outcome = trial.outcome_of(config_of(tmp_path), resumed)
     assert [one["step"] for one in killed.reports] == [10, 20, 30]
     assert [one["step"] for one in resumed.reports] == [30, 40, 50, 60]
     assert resumed.reports[0] == killed.reports[-1]

@@ -94,7 +94,7 @@ def observed(
     matrices = diagnostics.get("kinds", {}).get("matrix", {})
     named = {name: one for name, one in diagnostics.get("parameters", {}).items() if one["kind"] == "matrix"}
     sizes = {name: one["top_singular_value"] for name, one in named.items()}
-    coordinates: Mapping[str, Sequence[float | None]] = measured.get("coordinates") or {}
+    coordinates: Mapping[str, Sequence[float | None]] = measured.get("coordinate_deltas") or {}
     return Observation(
         setting=setting,
         lr=lr,

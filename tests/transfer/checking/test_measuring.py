@@ -134,7 +134,7 @@ def test_an_outcome_is_read_as_the_search_tells_it() -> None:
             },
             "kinds": {"matrix": {"kappa": 0.8, "rms_ratio": 1.1, "update_ratio_over_law": 0.9}},
         },
-        "coordinates": {"logits": [0.1, None]},
+        "coordinate_deltas": {"logits": [0.1, None]},
     }
     setting = Setting(width=64, seed=1, lr_octaves=-0.5)
     found = observed(setting, 0.01, 2.0, 2.5, measured)

@@ -12,7 +12,7 @@ import torch
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.outcome import RunOptions
-from widthwise.proxies.runs import run
+from widthwise.proxies.runs import coordinate_deltas, run
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.grid import Outcome, Run
 from widthwise.search.trial import _measured
@@ -65,8 +65,11 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def trained(one: Run) -> Outcome:
-    result = run(one.spec, RunOptions(seed=one.seed, **one.options))
-    told = json.loads(json.dumps(_measured(result)), parse_constant=lambda _: None)
+    chosen = dict(one.options)
+    follows = chosen.pop("coordinates")
+    result = run(one.spec, RunOptions(seed=one.seed, **chosen))
+    deltas = coordinate_deltas(one.spec, RunOptions(seed=one.seed)) if follows else None
+    told = json.loads(json.dumps(_measured(result, deltas)), parse_constant=lambda _: None)
     loss = result.loss if math.isfinite(result.loss) else None
     status = "diverged" if loss is None else "completed"
     return Outcome(
