@@ -27,6 +27,7 @@ from widthwise.transfer.failures import last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
 from widthwise.transfer.plan import Plan
+from widthwise.transfer.plan_notes import cautions
 from widthwise.transfer.run_folder import require_folder
 from widthwise.transfer.waiting import living_nodes, waiting_told
 from widthwise.transfer.watching.beginning import left_out, watch_for
@@ -86,7 +87,7 @@ def launch(
     if _has_ended(out, options):
         return read_json(out / "result.json", "a result")
     if show_progress:
-        for line in left_out(watch, options):
+        for line in (*cautions(plan), *left_out(watch, options)):
             print(f"widthwise: {line}", file=sys.stderr)
     if own is not None and show_progress:
         from widthwise.transfer.own_model import asked

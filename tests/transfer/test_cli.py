@@ -203,6 +203,20 @@ def test_a_target_is_trained_on_what_the_recipe_was_tuned_on(
     assert capsys.readouterr() == ('{"status": "completed"}\n', line)
 
 
+def test_a_target_run_begins_with_what_to_beware_of(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*given: Any) -> None:
+        write_json(given[2] / "result.json", {"status": "completed"})
+
+    monkeypatch.setattr(launching, "_train", train)
+    sizes = ["--width", "64", "--depth", "4", "--tokens", "819200"]
+    where = ["--data", "python", "--out", str(tmp_path / "target"), "--json"]
+    assert exit_status("launch", recipe, *sizes, *where) == 0
+    note = "note: fan-sqrt says nothing of depth ×2; horizon rule none: nothing is changed for tokens ×2"
+    assert capsys.readouterr().err.splitlines()[0] == f"widthwise: {note}"
+
+
 def test_adadecay_is_refused_before_the_run_where_it_cannot_be_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,7 +174,7 @@ def test_status_tells_the_alarms_of_a_run_in_progress_and_of_a_dead_one(
             watched / PULSE,
             Beat(started=1.0, workers=2, first_step=5, step=12, tokens_per_second=2.0).model_dump(),
         )
-        write_json(watched / WAITING, {"room": 1, "fewest": 2})
+        write_json(watched / WAITING, {"room": 1, "fewest": 2, "held": 0})
         assert said() == [
             f"{watched}: target, running",
             "  768 of 1,280 tokens, validation loss 3.2500, 2 tokens/s, MFU 25.0%, 2 workers, 4 min left",
