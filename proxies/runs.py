@@ -24,7 +24,7 @@ from widthwise.proxies.table import parameter_groups
 from widthwise.proxies.training import train
 from widthwise.proxies.validation import Record
 
-# measured (docs/check.md): what a check of three widths and three seeds needs for an interval of about ±0.1.
+# measured (docs/results/transfer/coordinates.md): with these, three widths and seeds give intervals of about ±0.1.
 STARTS, WARMUP_STEPS = 4, 50
 
 
