@@ -69,6 +69,8 @@ class Check:
     """Where --calibrate writes; RECIPE itself if not given."""
     strict: Flag = False
     """Exit with status 1 unless the transfer holds."""
+    quiet: Flag = False
+    """Print nothing but the verdict and errors."""
     json: Flag = False
     """Print check.json's document."""
 
@@ -100,7 +102,8 @@ class Check:
             said = (
                 f"with {options.seeds} seed(s) the transfer can fail, but not hold: that takes {FEWEST_SEEDS}"
             )
-            print(f"widthwise: note: {said} (--seeds, also with --resume)", file=sys.stderr)
+            if not self.quiet:
+                print(f"widthwise: note: {said} (--seeds, also with --resume)", file=sys.stderr)
         placement = Placement(
             address=self.address, concurrency=self.concurrency, gpus_per_trial=self.gpus_per_trial
         )
@@ -111,6 +114,7 @@ class Check:
             resume=self.resume,
             storage=storage_of(self.storage, self.study_name),
             placement=placement,
+            show_progress=not self.quiet,
         )
 
     @property
@@ -128,6 +132,9 @@ class Check:
     def _print(self, result: "CheckResult") -> None:
         if self.json:
             print(json.dumps(result.as_json()))
+            return
+        if self.quiet:
+            print(result.verdict.sentence)
             return
         from rich.console import Console
 

@@ -59,6 +59,15 @@ def test_json_is_the_files_document(recipe: Path, tmp_path: Path, capsys: pytest
     assert printed["verdict"]["outcome"] == "inconclusive"
 
 
+def test_quietly_there_is_the_verdict_alone(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--tokens", 2560, "--out", tmp_path, "--data", "python", "--seeds", 2, "--quiet")
+    assert ran("check", recipe, *options) == 0
+    sentence = json.loads((tmp_path / "check.json").read_text())["verdict"]["sentence"]
+    assert capsys.readouterr() == (f"{sentence}\n", "")
+
+
 @pytest.mark.parametrize(
     ("options", "status", "line"),
     [
