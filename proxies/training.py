@@ -8,24 +8,22 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from widthwise.proxies.checkpoint import FileCheckpoint
 from widthwise.proxies.config import Horizon
 from widthwise.proxies.data import Tokens
+from widthwise.proxies.losses import Losses
 from widthwise.proxies.observing import Observers, observed_tokens
 from widthwise.proxies.outcome import SAMPLED_STEPS, Metrics, RunOptions, Status, TrainResult
-from widthwise.proxies.parallel import holding_back, let_go, unwrapped
+from widthwise.proxies.parallel import holding_back, unwrapped
 from widthwise.proxies.pulse import Pulse
 from widthwise.proxies.schedule import schedule
 from widthwise.proxies.sharded_checkpoint import ShardedCheckpoint
@@ -121,9 +119,7 @@ class _Run:
         self.batch_size = horizon.sequences(context)
         tokens.require(context=context, batch_size=self.batch_size)
         self.model, self.bare_model = model, unwrapped(model)
-        self.train_model = _compiled(model) if options.compile else model
-        # Not DDP's forward, which waits for the other workers: some have no validation batch.
-        self.validation_model = _compiled(self.bare_model) if options.compile else self.bare_model
+        self.losses = Losses(model, options)
         self.optimizer, self.tokens, self.horizon = optimizer, tokens, horizon
         self.context, self.options = context, options
         self.device = torch.device(options.device)
@@ -178,7 +174,7 @@ class _Run:
         ):
             return False
         # The mean too, which does not forget what happened between two looks.
-        losses = self._mean(self.last_loss, 1), self._mean(self.loss_sum, self.loss_count)
+        losses = self.losses.mean(self.last_loss, 1), self.losses.mean(self.loss_sum, self.loss_count)
         if math.isnan(self.first_loss):
             self.first_loss = losses[0]
         highest = (
@@ -210,7 +206,8 @@ class _Run:
 
     def evaluate(self) -> Metrics:
         """Measure the validation loss and record the metrics."""
-        loss, train_loss = self._validation_loss(), self._mean(self.loss_sum, self.loss_count)
+        loss = self.losses.validation(self.tokens, batch_size=self.batch_size, context=self.context)
+        train_loss = self.losses.mean(self.loss_sum, self.loss_count)
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
         grad_norm = getattr(self.optimizer, "grad_norm", None)
         done = self.step * self.horizon.batch_tokens
@@ -247,7 +244,7 @@ class _Run:
     def save(self) -> None:
         if self.checkpoint is None:
             return
-        loss_sum, loss_count = self._total(self.loss_sum, self.loss_count)
+        loss_sum, loss_count = self.losses.sums(self.loss_sum, self.loss_count)
         progress = {
             "identity": self._identity(),
             "step": self.step,
@@ -303,49 +300,7 @@ class _Run:
     def _weighted_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss over x and y, weighted so that its mean over the workers is the batch's."""
         share = self.batch_size / self.options.world_size
-        return self._loss(self.train_model, x, y) / (share / len(x))
-
-    def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-        with self._autocast():
-            logits = model(x)
-        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
-
-    @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Average over the fixed validation batches, which the workers share out."""
-        self.bare_model.eval()
-        total, count = torch.zeros((), device=self.device), 0
-        size = min(self.batch_size, 16)
-        count_wanted = self.options.validation_batches
-        batches = self.tokens.validation_batches(count_wanted, batch_size=size, context=self.context)
-        for index, (x, y) in enumerate(batches):
-            if index % self.options.world_size == self.options.rank:
-                total += self._loss(self.validation_model, x, y) * len(x)
-                count += len(x)
-        if self.options.parallel == "fsdp" and index % self.options.world_size < self.options.rank:
-            self._loss(self.validation_model, x, y)  # for those who need this worker's part of the model
-        let_go(self.bare_model)
-        self.bare_model.train()
-        return self._mean(total, count)
-
-    def _mean(self, total: Tensor, count: float) -> float:
-        """Return Σtotal / Σcount over all workers."""
-        total_sum, total_count = self._total(total, count)
-        return total_sum / total_count
-
-    def _total(self, total: Tensor, count: float) -> tuple[float, float]:
-        """Return Σtotal and Σcount over all workers."""
-        if self.options.world_size == 1:
-            return float(total), count
-        pair = torch.stack(
-            (total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device))
-        )
-        dist.all_reduce(pair)
-        return float(pair[0]), float(pair[1])
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+        return self.losses.training(x, y) / (share / len(x))
 
     def _flops(self) -> float | None:
         per_token = getattr(self.bare_model, "flops_per_token", None)
@@ -353,10 +308,6 @@ class _Run:
 
     def _clock(self) -> float:
         return self.seconds + time.perf_counter() - self.started
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, torch.compile(model))
 
 
 def _share(batch_size: int, options: RunOptions) -> slice:
