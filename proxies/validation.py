@@ -180,9 +180,12 @@ def _tuples(value: Any) -> Any:
 
 
 def difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    """Return the path of the first difference between two JSON values that differ, and what stands there in both."""
+    """Return the path of the first difference between two JSON values that differ, and what stands there in both.
+
+    What one of them lacks is None there.
+    """
     if isinstance(was, dict) and isinstance(now, dict):
-        inner = next((key for key in now if was.get(key) != now[key]), None)
+        inner = next((key for key in {**now, **was} if was.get(key) != now.get(key)), None)
         if inner is not None:
-            return difference(f"{name}.{inner}".removeprefix("."), was.get(inner), now[inner])
+            return difference(f"{name}.{inner}".removeprefix("."), was.get(inner), now.get(inner))
     return name, was, now

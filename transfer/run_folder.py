@@ -57,17 +57,24 @@ def _decisive(document: dict[str, Any]) -> dict[str, Any]:
 
 def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) -> None:
     """Raise a ConfigError that names what a run was asked for otherwise, or the first field in which it differs."""
+    stored, document = _without_nulls(stored), _without_nulls(document)
     if stored == document:
         return
-    # What only the stored one has counts too.
-    where, was, now = difference("", stored, {**dict.fromkeys(stored), **document})
-    if where not in document:
+    where, was, now = difference("", stored, document)
+    if "." in where:
         for section, name in _OPTIONS:
-            pair = [(one.get(section) or {}).get(name) for one in (stored, document)]
+            pair = [one.get(section, {}).get(name) for one in (stored, document)]
             if pair[0] != pair[1]:
                 where, (was, now) = name, pair
                 break
     raise ConfigError(f"{where}: must be as the run in {out} was started, {was!r}, got {now!r}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a JSON value without the fields that are null: an option that a later version has was not given."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return value
 
 
 def _present(out: Place, *names: str) -> set[str]:
