@@ -22,6 +22,7 @@ def share_by_spectra(
 ) -> None:
     """Set `decay_scales` of the named weights, with these settings; or have them computed until `use_spectra`."""
     adamhc = _adamhc(optimizer)
+    refreshing.drop(adamhc)
     if later:
         refreshing.begin(weights, adamhc, **settings)
     else:
@@ -30,7 +31,7 @@ def share_by_spectra(
 
 
 def use_spectra(optimizer: Optimizer) -> None:
-    """Set what has been computed since `share_by_spectra`."""
+    """Set what has been computed since `share_by_spectra`, where that was not done yet."""
     refreshing.end(_adamhc(optimizer))
 
 

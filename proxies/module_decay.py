@@ -52,16 +52,21 @@ class AlphaDecay(Record):
         """Look at the spectra, or use what the last look has found, where `step`, counted from 0, is one to."""
         from widthwise.proxies import decaying
 
-        lag = decaying.is_on_cuda(optimizer) * self.interval // 10 if self.lag is None else self.lag
-        if self._looks(step):
+        lag, last = self._lag(optimizer), (step + 1) // self.interval * self.interval - 1
+        if step in (0, last):
             options = self.model_dump(exclude={"method", "interval", "lag"})
             weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
             decaying.share_by_spectra(weights, optimizer, options, later=lag > 0 and step > 0)
-        elif step > lag and self._looks(step - lag):
+        elif step >= last + lag:
+            # Later than that after a resumption with a smaller lag.
             decaying.use_spectra(optimizer)
 
-    def _looks(self, step: int) -> bool:
-        return step == 0 or (step + 1) % self.interval == 0
+    def _lag(self, optimizer: "Optimizer") -> int:
+        from widthwise.proxies.decaying import is_on_cuda
+
+        if self.lag is not None:
+            return self.lag
+        return self.interval // 10 if is_on_cuda(optimizer) else 0
 
 
 class AWD(Record):

@@ -8,7 +8,7 @@ whether a matrix must be looked at again in float64; Gram matrices in float64 wo
 What is used at a step depends on the steps alone, never on how fast the thread was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from widthwise.kernels import AdamHC
+from widthwise.proxies.parts import local
 from widthwise.proxies.spectra import (
     hill_alphas,
     multipliers_of,
@@ -46,7 +47,7 @@ class Refresh:
     def __init__(self, weights: Mapping[str, Tensor], fixed_aspect: bool, options: Mapping[str, Any]) -> None:
         self._weights, self._options = dict(weights), options
         self._tuned = tuned_names(weights, fixed_aspect)
-        copies = {place: matrix.clone() for place, matrix in own_matrices(self._tuned_weights())}
+        copies = _copies(self._tuned_weights())
         stream = _stream_after_this(copies)
         worker = ThreadPoolExecutor(1, thread_name_prefix="spectra")
         self._alphas = worker.submit(_alphas, copies, fixed_aspect, stream)
@@ -78,18 +79,27 @@ def begin(weights: Mapping[str, Tensor], optimizer: AdamHC, *, fixed_aspect: boo
 
 
 def end(optimizer: AdamHC) -> None:
-    """Set the scales of the refresh that was begun, by this process or before the checkpoint it went on from.
+    """Set the scales of the refresh that was begun, by this process or before the checkpoint it went on from, if any.
 
     Raises:
         ValueError: for weights that are no parameters of the optimizer.
     """
     refresh = _running.get(optimizer)
-    optimizer.set_decay_scale(_kept(optimizer) if refresh is None else refresh.scales())
+    scales = _taken(optimizer) if refresh is None else refresh.scales()
+    if scales:
+        optimizer.set_decay_scale(scales)
     if refresh is not None:
         _running[optimizer] = None
 
 
-def _kept(optimizer: AdamHC) -> dict[Tensor, float]:
+def drop(optimizer: AdamHC) -> None:
+    """Forget the refresh that was begun, if any: another takes its place."""
+    _taken(optimizer)
+    if optimizer in _running:
+        _running[optimizer] = None
+
+
+def _taken(optimizer: AdamHC) -> dict[Tensor, float]:
     """Take the scales that a state dict had, out of the state."""
     found = [(param, state) for param, state in optimizer.state.items() if NEXT in state]
     return {param: state.pop(NEXT) for param, state in found}
@@ -106,6 +116,18 @@ def _keep(optimizer: Optimizer) -> None:
 def _forget(optimizer: Optimizer, _: dict[str, Any]) -> None:
     """Drop what belongs to other weights than those that are being loaded."""
     _running[optimizer] = None
+
+
+def _copies(weights: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Return `own_matrices` in memory of their own; those that were put together of several parts have it already."""
+    return {
+        place: matrix.clone() if _memory(matrix) == _memory(local(weights[place])) else matrix
+        for place, matrix in own_matrices(weights)
+    }
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _alphas(

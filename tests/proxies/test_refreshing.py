@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
-from widthwise.proxies import AlphaDecay
+from widthwise.proxies import AlphaDecay, refreshing
+from widthwise.proxies.refreshing import Refresh
 from widthwise.proxies.spectra import decay_scales
 
 from .toy import Toy
@@ -92,6 +96,42 @@ def test_a_state_dict_made_meanwhile_goes_on_bit_for_bit(stopped: int, device: s
         assert not any("next_decay_scale" in state for state in toy.optimizer.state.values())
 
 
+@pytest.mark.parametrize(
+    ("begun_on", "resumed_on"), [("cpu", "cpu"), pytest.param("cuda", "cpu", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("stopped", [6, 7])
+def test_what_a_look_found_is_used_at_once_by_a_resumption_without_a_lag(
+    stopped: int, begun_on: str, resumed_on: str
+) -> None:
+    # As a run that was begun on a CUDA device, where the lag is not 0 unless asked for, and goes on without one.
+    halved, resumed = Toy(device=begun_on), Toy(device=resumed_on, seed=1)
+    trained(halved, range(5))
+    found = found_by(halved)
+    trained(halved, range(5, stopped))
+    load(resumed, state_of(halved))
+    scales = trained(resumed, range(stopped, 11), AlphaDecay(interval=6, lag=0))
+    assert scales == [found] * (11 - stopped)
+    assert not any("next_decay_scale" in state for state in resumed.optimizer.state.values())
+
+
+def test_what_was_found_at_once_is_kept_by_a_resumption_with_a_lag() -> None:
+    halved, resumed = Toy(), Toy(seed=1)
+    *_, found = trained(halved, range(6), AlphaDecay(interval=6, lag=0))
+    load(resumed, state_of(halved))
+    assert trained(resumed, range(6, 13)) == [found] * 7
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_another_look_takes_the_place_of_one_that_was_not_used(lag: int) -> None:
+    halved, resumed = Toy(), Toy(seed=1)
+    trained(halved, range(7))  # step 5's is to be used at step 7
+    load(resumed, state_of(halved))
+    found = found_by(resumed)
+    scales = trained(resumed, range(7, 12), AlphaDecay(interval=8, lag=lag))  # looks before step 7
+    assert scales[lag:] == [found] * (5 - lag)
+    assert not any("next_decay_scale" in state for state in resumed.optimizer.state.values())
+
+
 def test_a_state_dict_that_is_loaded_meanwhile_drops_what_was_seen_of_other_weights() -> None:
     toy = Toy()
     first = trained(toy, range(3))[-1]
@@ -124,15 +164,55 @@ def test_weights_that_the_optimizer_does_not_have_are_refused() -> None:
         LAGGING(7, model, toy.optimizer)
 
 
-@pytest.mark.gpu
-def test_a_look_does_not_keep_the_training_thread_waiting() -> None:
-    toy = Toy(device="cuda")
+@pytest.fixture
+def may_go_on(monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Return what the threads wait for before they look at the matrices; it is set."""
+    event, hill_alphas = Event(), refreshing.hill_alphas
+
+    def held(matrices: list[torch.Tensor], **options: Any) -> list[float]:
+        assert event.wait(60), "held up by the training thread, which waits for it"
+        return hill_alphas(matrices, **options)
+
+    monkeypatch.setattr(refreshing, "hill_alphas", held)
+    event.set()
+    return event
+
+
+@ON
+def test_a_look_keeps_the_training_thread_waiting_for_no_thread_and_no_device(
+    device: str, may_go_on: Event
+) -> None:
+    toy = Toy(device=device)
     trained(toy, range(9))  # what is loaded and allocated once has been
-    found, ended = found_by(toy), torch.cuda.Event()
-    torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000_000)  # cycles: about a second, in which the device does nothing else
-    LAGGING(11, toy.model, toy.optimizer)
-    ended.record()
-    assert not ended.query()
+    found = found_by(toy)
+    may_go_on.clear()
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        LAGGING(11, toy.model, toy.optimizer)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    may_go_on.set()
     LAGGING(13, toy.model, toy.optimizer)
     assert toy.scales() == found
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("places", [None, [Shard(0)], [Replicate()]])
+def test_what_was_seen_stays_as_the_weights_move_on(places: list[Placement] | None, may_go_on: Event) -> None:
+    # What one process puts together of its own part alone is that part itself.
+    weights: dict[str, torch.Tensor] = dict(Toy().model.named_parameters())
+    if places is not None:
+        mesh = init_device_mesh("cpu", (1,))
+        weights = {name: distribute_tensor(weight, mesh, places) for name, weight in weights.items()}
+    expected = decay_scales(weights)
+    options = AlphaDecay().model_dump(include={"assign", "low", "high", "mean_preserving"})
+    may_go_on.clear()
+    refresh = Refresh(weights, fixed_aspect=False, options=options)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.zero_()
+    may_go_on.set()
+    assert list(refresh.scales().values()) == pytest.approx(list(expected.values()), rel=1e-5)
+    assert len(set(expected.values())) > 2

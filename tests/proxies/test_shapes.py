@@ -617,16 +617,9 @@ def test_a_copys_groups_hold_the_copys_parameters() -> None:
     assert {id(one) for group in groups for one in group["params"]} == set(map(id, copied.parameters()))
 
 
-@pytest.fixture
-def _one_process() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 # torch's word on drawing in shards: complete on GPUs alone.
 @pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
-@pytest.mark.usefixtures("_one_process")
+@pytest.mark.usefixtures("one_process")
 def test_a_sharded_model_is_grouped_and_initialised_by_name() -> None:
     table = parameter_table(sequential, width=64, base_width=16)
     config = GPTConfig(width=64, embedding_std=0.5, matrix_std=2.0, readout_std=0.25)
