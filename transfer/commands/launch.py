@@ -220,16 +220,19 @@ class Launch(Target):
     def _failure(self, result: dict[str, Any]) -> str:
         from widthwise.transfer.failures import last_checkpoint
         from widthwise.transfer.run_files import StepLines
+        from widthwise.transfer.watching.telling import told_in_short
 
         step = last_checkpoint(self.out)
         kept = "there is no checkpoint" if step is None else f"the checkpoint of step {step} is kept"
         if result["status"] != "stopped":
             return f"the run {result['status']} at step {result['steps']}; {kept}"
         # Not the result's, which has the first of each kind: one may have sounded, and been passed over, before.
-        alarms = StepLines(self.out / "alarms.jsonl").lines
-        cause = next(alarm["cause"] for alarm in alarms if alarm["step"] == result["steps"])
-        stopped = f"an alarm stopped the run at step {result['steps']} ({cause})"
-        return f"{stopped}; {kept}; go on with --resume --abort-on divergence"
+        lines = StepLines(self.out / "alarms.jsonl").lines
+        alarms = [alarm for alarm in lines if alarm["step"] == result["steps"]]
+        stopped = f"{len(alarms)} alarms" if len(alarms) > 1 else "an alarm"
+        why = f" ({told_in_short(alarms)})" if alarms else ""
+        then = "go on with --resume --abort-on divergence"
+        return f"{stopped} stopped the run at step {result['steps']}{why}; {kept}; {then}"
 
     def _module_decay(self) -> dict[str, Any] | None:
         """Return the settings of `AlphaDecay` and the like; AlphaDecay's options are refused without it."""

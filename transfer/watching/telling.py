@@ -1,6 +1,6 @@
 """Alarms in words; imports nothing heavy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _NAMES = {
@@ -19,10 +19,9 @@ def told(alarm: Mapping[str, Any], known: set[tuple[str, str]] | None = None) ->
         alarm: `widthwise.transfer.watching.alarms.Alarm` as a dictionary.
         known: causes and advice that were told before and are not repeated; this alarm's is added.
     """
-    name = _NAMES[alarm["quantity"]].format(kind=alarm["kind"])
     where = "above" if alarm["value"] > alarm["high"] else "below"
     bound = alarm["high"] if where == "above" else alarm["low"]
-    found = f"{name} {alarm['value']:.4g}, {where} the proxies' band at {bound:.4g}"
+    found = f"{_name(alarm)} {alarm['value']:.4g}, {where} the proxies' band at {bound:.4g}"
     why = alarm["cause"], alarm["advice"]
     cause = "as above" if known is not None and why in known else "; ".join(why)
     if known is not None:
@@ -36,9 +35,19 @@ def told_all(alarms: Iterable[Mapping[str, Any]]) -> list[str]:
     return [told(alarm, known) for alarm in alarms]
 
 
+def told_in_short(alarms: Sequence[Mapping[str, Any]]) -> str:
+    """Return what left its band and the likely causes, without values, in half a line; nothing of no alarms."""
+    names, causes = map(_name, alarms), dict.fromkeys(alarm["cause"] for alarm in alarms)
+    return f"{', '.join(names)}: {'; '.join(causes)}" if alarms else ""
+
+
 def first_of_each(alarms: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the first alarm of every quantity and kind."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for alarm in alarms:
         first.setdefault((alarm["quantity"], alarm["kind"]), dict(alarm))
     return list(first.values())
+
+
+def _name(alarm: Mapping[str, Any]) -> str:
+    return _NAMES[alarm["quantity"]].format(kind=alarm["kind"])

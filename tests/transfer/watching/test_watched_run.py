@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from widthwise.transfer import Recipe, cli
-from widthwise.transfer.watching.telling import told_all
+from widthwise.transfer.watching.telling import told_all, told_in_short
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -60,10 +60,11 @@ def test_a_sweep_measures_the_bands_that_its_targets_are_watched_by(
     first, *others = (line for line in said.splitlines() if line.startswith("widthwise: alarm"))
     assert all(line.endswith("likely cause: as above") for line in others)
     assert "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25" in first
-    cause = "η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25"
+    why, count = told_in_short(result["alarms"]), len(result["alarms"])
+    assert why.endswith(": η is too high for the width: rule 'sp' gives matrices ×1, µP ×0.25")
     failed = (
-        f"widthwise: failed: an alarm stopped the run at step {step} ({cause}); the checkpoint of step {step} is "
-        "kept; go on with --resume --abort-on divergence"
+        f"widthwise: failed: {f'{count} alarms' if count > 1 else 'an alarm'} stopped the run at step {step} ({why}); "
+        f"the checkpoint of step {step} is kept; go on with --resume --abort-on divergence"
     )
     assert said.splitlines()[-1] == failed
     again = launch("sp", "--rule", "sp", "--abort-on", "alarm", "--workers", 2, "--resume")
