@@ -11,7 +11,7 @@ from typing import Any
 
 from widthwise.proxies.files import read_json, write_json
 from widthwise.proxies.storage import Place
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, first_line
 
 WAITING = "waiting.json"
 """In the run's folder while it waits: ``room``, the workers that Ray has room for, ``fewest``, those it needs, and
@@ -36,9 +36,16 @@ def living_nodes(ray: Any) -> list[Node]:
     """Return the nodes of the cluster that this process is connected to, as this process's job can use them.
 
     What a node has free is no part of Ray's public interface.
+
+    Raises:
+        ConnectionError: the cluster does not answer.
+        ImportError, AttributeError, KeyError, TypeError: another version of Ray does not tell it in this way.
     """
     state: Any = import_module("ray._private.state")
-    free, held = state.available_resources_per_node(), _held(ray)
+    try:
+        free, held = state.available_resources_per_node(), _held(ray)
+    except ray.exceptions.RayError as error:
+        raise ConnectionError(first_line(error)) from error
     return [
         Node(node["Resources"], Counter(free.get(node["NodeID"], {})) + held.get(node["NodeID"], Counter()))
         for node in ray.nodes()
@@ -72,7 +79,7 @@ def waiting_told(
         out: the run's folder.
         worker: what each worker needs.
         fewest: workers that the run needs.
-        nodes: returns the living nodes.
+        nodes: returns the living nodes, and raises as `living_nodes` does.
         say: prints a line.
     """
     ended = Event()
@@ -82,8 +89,10 @@ def waiting_told(
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 found = nodes()
-            except Exception:
+            except OSError:
                 continue  # the cluster does not answer just now
+            except (ImportError, AttributeError, KeyError, TypeError):
+                return  # this version of Ray does not tell: nor do we
             room = sum(_room(node.usable, worker) for node in found)
             held = sum(_room(node.total, worker) for node in found) - room
             short = room < fewest
@@ -95,7 +104,7 @@ def waiting_told(
 
     # Of a run that was killed while it waited.
     _forget(out)
-    thread = Thread(target=look, daemon=True)
+    thread = Thread(target=look, name="waiting", daemon=True)
     thread.start()
     try:
         yield

@@ -1,11 +1,14 @@
 """What is said of a run that has too few workers: when that begins, and when it ends."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+import ray
 
 from widthwise.proxies.files import write_json
 from widthwise.search.cluster import ray_session
@@ -65,6 +68,28 @@ def test_what_waits_at_the_end_waits_no_more(tmp_path: Path) -> None:
         assert said.get(timeout=20).endswith(": the run needs 1 worker, and Ray has room for 0")
         assert waiting_for(tmp_path) == "the run needs 1 worker, and Ray has room for 0"
     assert waiting_for(tmp_path) is None
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again() -> None:
+    with pytest.raises(ConnectionError, match=r"^System error: Ray has not been started yet\."):
+        living_nodes(ray)
+
+
+def test_a_ray_that_does_not_tell_what_is_free_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("ray._private.state.available_resources_per_node")
+    with waiting_told(tmp_path, {"CPU": 1}, 1, partial(living_nodes, ray), pytest.fail):
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "waiting"]
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_fault_of_our_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: SimpleQueue[type[BaseException]] = SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", lambda told: raised.put(told.exc_type))
+    with waiting_told(tmp_path, {"CPU": 1}, 1, lambda: [NODE][1:][0], pytest.fail):
+        assert raised.get(timeout=20) is IndexError
 
 
 @pytest.mark.ray
