@@ -204,7 +204,7 @@ def sweep(
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        The result; ``finished`` is False after Ctrl-C.
+        The result; ``finished`` is False after Ctrl-C or SIGTERM.
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
