@@ -2,8 +2,9 @@
 
 import json
 import math
+import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -820,19 +821,40 @@ def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger],
     assert str(caught.value) == f"out: {out} cannot be written (Not a directory)"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def of_another_optuna(path: Path) -> None:
+    """Mark a study as of a version of Optuna that is still to come."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+        database.commit()
+
+
+AGAIN = "; put a copy of it back, or begin anew in another folder"
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda path: path.write_bytes(b""), f"(it holds no study of ours){AGAIN}"),
+        (lambda path: path.write_bytes(b"not a database" * 1000), f"(file is not a database){AGAIN}"),
+        (
+            of_another_optuna,
+            f"(The runtime optuna version {optuna.__version__} is no longer compatible with the table schema "
+            f"(set up by optuna {optuna.__version__}). Please try updating optuna to the latest version by "
+            "`$ pip install -U optuna`.)",
+        ),
+    ],
+    ids=["empty", "other", "version"],
+)
 def test_a_study_that_cannot_be_read_is_one_line(
-    opened: Callable[..., Ledger], tmp_path: Path, content: bytes
+    opened: Callable[..., Ledger], tmp_path: Path, damage: Callable[[Path], object], why: str
 ) -> None:
     opened().close()
     path = tmp_path / "sweep" / "study.db"
-    path.write_bytes(content)
+    damage(path)
     for attempt in (lambda: opened(resume=True), lambda: stored_config(tmp_path / "sweep")):
         with pytest.raises(ConfigError) as caught:
             attempt()
-        message = str(caught.value)
-        assert message.startswith(f"out: {path} cannot be read as a sweep's study (")
-        assert "\n" not in message
+        assert str(caught.value) == f"out: {path} cannot be read as a sweep's study {why}"
 
 
 def test_plain_adamw_is_an_arm_of_its_own_without_a_coefficient(opened: Callable[..., Ledger]) -> None:
