@@ -65,6 +65,7 @@ class Books(ABC):
             checkpoint.
         live: trials handed out and not yet finished, by number.
         failures: errors of the trials that failed since the books were opened.
+        places: trials that can run at a time, as who runs them knows: a live one may wait for a place.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Books(ABC):
         self.out, self.layout, self._identity = out, layout, identity
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
+        self.places = 1
         # What the live trials have reported, and the trials as they were read after the last change: nobody else writes
         # them, and a database takes its time for every answer.
         self._curves: dict[int, dict[int, float]] = {}

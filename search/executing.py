@@ -1,5 +1,6 @@
 """Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ def execute(
     trackers: tuple[Tracker, ...] = (),
     tokens_per_step: int = 0,
 ) -> None:
-    """Run the trials that the books want, until they want no more or Ctrl-C.
+    """Run the trials that the books want, until they want no more, Ctrl-C or SIGTERM.
 
     Args:
         books: of a sweep where there are trackers.
@@ -79,6 +80,8 @@ def execute(
         RunError: where trials keep failing.
     """
     with (
+        # What Tune does on Ctrl-C while trials run, and neither before and after nor on SIGTERM.
+        suppress(KeyboardInterrupt),
         Progress(books, enabled=show_progress) as progress,
         Tracking(books, trackers, tokens_per_step=tokens_per_step, warn=progress.warn) as tracking,
         ray_session(placement.address, cpus=placement.concurrency) as ray,

@@ -129,6 +129,7 @@ class _Proposer(_Unsaved, Searcher):
         self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> Any:
+        self.books.places = max(1, min(self.limit, self.room))
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
         # place at most, so that a cluster that can grow does.
         if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):
