@@ -32,7 +32,11 @@ SECONDS_OF_REPEATS = 2.0
 
 @contextmanager
 def ray_session(
-    address: str | None = None, *, cpus: int | None = None, modules: Sequence[str] = ()
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    modules: Sequence[str] = (),
+    prepare: Callable[[], object] = lambda: None,
 ) -> Iterator[Any]:
     """Connect to the cluster at `address`, or start a local Ray on the loopback interface; yields ``ray``.
 
@@ -44,12 +48,13 @@ def ray_session(
         address: ``host:port`` or ``auto``, where `require_ray` found one; None starts a local Ray.
         cpus: logical cores of a local Ray; None takes the machine's.
         modules: packages and Python files here that the workers shall be able to import.
+        prepare: imports what needs Ray; an interruption that is lost on the way is looked for afterwards.
     """
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
     with (
         _terminated_as_interrupted() as take_signals,
         _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()),
-        _session_folder() as folder,
+        scratch_folder() as folder,
     ):
         import ray
 
@@ -65,6 +70,7 @@ def ray_session(
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             _start(ray, address or "local", local)
+            prepare()
             take_signals()
             if address is not None:
                 require_same_version(ray)
@@ -82,13 +88,13 @@ def _start(ray: Any, address: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _session_folder() -> Iterator[str]:
-    """A folder for Ray's session; those of processes that were killed are removed on the way."""
+def scratch_folder() -> Iterator[str]:
+    """A folder for what Ray writes; those of processes that were killed are removed on the way."""
     for left in Path(_SOCKETS).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             # A new one is locked a moment after it is made.
             old = time.time() - left.stat().st_mtime > SECONDS_UNLOCKED
-            if old and (left / LOCK).exists() and not is_locked(left):
+            if old and _is_ours(left) and not is_locked(left):
                 shutil.rmtree(left, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_SOCKETS, ignore_cleanup_errors=True) as folder,
@@ -97,20 +103,26 @@ def _session_folder() -> Iterator[str]:
         yield folder
 
 
+def _is_ours(folder: Path) -> bool:
+    """Return whether a session made a folder; Ray, as it ends, may make that again, without our lock."""
+    names = {path.name for path in folder.iterdir()}
+    return LOCK in names or (bool(names) and all(name.startswith("session_") for name in names))
+
+
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
-    """Take SIGTERM, with which schedulers end a job, as Ctrl-C, in place of Ray's abrupt end.
+    """Take SIGTERM, with which schedulers end a job, and a closed terminal's SIGHUP as Ctrl-C, not as Ray does.
 
     Schedulers send it to all processes of a job, so that those of a local Ray end too. Therefore it is raised here, and
     not left to Tune's or Train's own handling of Ctrl-C, which would wait for them.
 
-    Yields a function that takes SIGTERM again: Ray's start takes it for itself. On leaving, SIGTERM and SIGINT, which
-    Tune keeps, are the caller's again.
+    Yields a function that takes them again, because Ray's start takes SIGTERM for itself, and raises what was lost on
+    the way. On leaving, they and SIGINT, which Tune keeps, are the caller's again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     raised = -math.inf
 
     def terminate(*_: object) -> None:
@@ -121,8 +133,18 @@ def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
             raised = time.monotonic()
             raise KeyboardInterrupt
 
+    def interrupt(*_: object) -> None:
+        nonlocal raised
+        raised = time.monotonic()
+        raise KeyboardInterrupt
+
     def take() -> None:
         signal.signal(signal.SIGTERM, terminate)
+        # As nohup wants it.
+        if before[signal.SIGHUP] is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, terminate)
+        if before[signal.SIGINT] is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
         if raised > -math.inf:
             # It was dropped, or nobody would call this.
             raise KeyboardInterrupt

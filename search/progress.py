@@ -98,6 +98,8 @@ class Progress:
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """Redraw after an evaluation of a trial, of whose steps the share ``progress`` is behind it."""
+        if "error" in result and "error" not in self.latest[number]:
+            self.warn(f"{self.books.label(self.books.record(number))}: {result['error']}")
         self.latest[number] = result
         self._draw()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -788,3 +789,14 @@ def test_a_sweep_that_died_while_its_study_was_made_can_be_started_again(
     complete(ledger, number, tried)
     assert [record["number"] for record in ledger.records()] == [0]
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*study*")) == ["study.db"]
+
+
+def test_a_folder_that_has_gone_is_told_in_place_of_what_goes_wrong_then(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    ledger = opened()
+    ledger.require_there()
+    ledger.out.rename(tmp_path / "moved")
+    told = f"the sweep in {ledger.out} is not there any more; go on with --resume where it is now"
+    with pytest.raises(RunError, match=f"^{re.escape(told)}$"):
+        ledger.require_there()

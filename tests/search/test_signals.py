@@ -1,4 +1,4 @@
-"""SIGTERM within a session of Ray, and what holds of signals after it."""
+"""SIGTERM, SIGHUP and Ctrl-C within a session of Ray, and what holds of signals after it."""
 
 import os
 import signal
@@ -42,10 +42,12 @@ def test_sigterm_is_ctrl_c_once_for_its_repeats_and_again_later(monkeypatch: pyt
         monkeypatch.undo()
 
 
-def test_a_sigterm_that_was_dropped_while_ray_started_is_made_up_for() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_was_dropped_while_ray_started_is_made_up_for(number: signal.Signals) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with cluster._terminated_as_interrupted() as take:
         with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             take()
 

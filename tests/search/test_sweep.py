@@ -319,6 +319,9 @@ def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
     assert status == 0, said
     assert said.splitlines()[3].startswith("trial 0 failed: FileExistsError: ")
     failed, *others = records(out)
+    path = out / "trials" / "trial_0001" / "checkpoint.pt"
+    assert others[0]["error"] == f"checkpoint: {path} cannot be read (File is not a zip file); begun anew"
+    assert f"widthwise: trial 1: {others[0]['error']}" in said.splitlines()
     assert (failed["status"], failed["error"].partition(":")[0]) == ("failed", "FileExistsError")
     assert [(one["hyperparameters"], one["loss"]) for one in others] == [
         (one["hyperparameters"], one["loss"]) for one in records(undisturbed)
