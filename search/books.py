@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from widthwise.proxies.files import locked, write_atomic
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.validation import ConfigError, difference
+from widthwise.proxies.validation import ConfigError, RunError, difference
 from widthwise.search.folders import Layout, identify, opened, require_folder
 from widthwise.search.front import curve_of, loss_of
 from widthwise.search.outlook import Outlook
@@ -65,6 +65,7 @@ class Books(ABC):
             checkpoint.
         live: trials handed out and not yet finished, by number.
         failures: errors of the trials that failed since the books were opened.
+        places: trials that can run at a time, as who runs them knows: a live one may wait for a place.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Books(ABC):
         self.out, self.layout, self._identity = out, layout, identity
         self.live: dict[int, Trial] = {}
         self.failures: list[str] = []
+        self.places = 1
         # What the live trials have reported, and the trials as they were read after the last change: nobody else writes
         # them, and a database takes its time for every answer.
         self._curves: dict[int, dict[int, float]] = {}
@@ -197,6 +199,12 @@ class Books(ABC):
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()
+
+    def require_there(self) -> None:
+        """Raise a RunError where the folder has been removed or moved: what then goes wrong does not say so."""
+        if not any((self.out / name).exists() for name in self.layout.study):
+            go_on = "go on with --resume where it is now"
+            raise RunError(f"the {self.layout.what} in {self.out} is not there any more; {go_on}")
 
     def tidy(self) -> None:
         """Remove what lies in finished trials' folders: one that is stopped may write a checkpoint after its end."""

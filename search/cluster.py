@@ -1,7 +1,7 @@
 """A Ray to run on: an existing cluster, or a quiet local one that is gone afterwards."""
 
-import atexit
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -26,13 +26,17 @@ from widthwise.search.nodes import require_same_version
 ANSWER_SECONDS = 8
 # Age from which a session's folder that nobody has locked is nobody's.
 SECONDS_UNLOCKED = 60
-# In which Ray's own processes end on SIGTERM, where it was sent to them as well.
-SECONDS_TO_FOLLOW = 1.0
+# In which a SIGTERM that follows another is the same one.
+SECONDS_OF_REPEATS = 2.0
 
 
 @contextmanager
 def ray_session(
-    address: str | None = None, *, cpus: int | None = None, modules: Sequence[str] = ()
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    modules: Sequence[str] = (),
+    prepare: Callable[[], object] = lambda: None,
 ) -> Iterator[Any]:
     """Connect to the cluster at `address`, or start a local Ray on the loopback interface; yields ``ray``.
 
@@ -44,11 +48,13 @@ def ray_session(
         address: ``host:port`` or ``auto``, where `require_ray` found one; None starts a local Ray.
         cpus: logical cores of a local Ray; None takes the machine's.
         modules: packages and Python files here that the workers shall be able to import.
+        prepare: imports what needs Ray; an interruption that is lost on the way is looked for afterwards.
     """
     local: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
     with (
+        _terminated_as_interrupted() as take_signals,
         _environment(_QUIET if address is not None else _QUIET | _LOCAL | _token()),
-        _session_folder() as folder,
+        scratch_folder() as folder,
     ):
         import ray
 
@@ -62,28 +68,33 @@ def ray_session(
         # A trial whose worker or node died: 30 lines each, and we say it in one.
         for name in ("ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-        terminated = threading.Event()
         try:
+            _start(ray, address or "local", local)
+            prepare()
+            take_signals()
             if address is not None:
                 require_same_version(ray)
-            with _terminated_as_interrupted(terminated):
-                yield ray
+            yield ray
         finally:
-            if address is None and terminated.is_set() and _loses_a_child():
-                atexit.register(_leave)
-            else:
-                ray.shutdown()
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str, options: Mapping[str, Any]) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit:
+        # What Ray makes of SIGTERM while it starts.
+        raise KeyboardInterrupt from None
 
 
 @contextmanager
-def _session_folder() -> Iterator[str]:
-    """A folder for Ray's session; those of processes that were killed are removed on the way."""
+def scratch_folder() -> Iterator[str]:
+    """A folder for what Ray writes; those of processes that were killed are removed on the way."""
     for left in Path(_SOCKETS).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             # A new one is locked a moment after it is made.
             old = time.time() - left.stat().st_mtime > SECONDS_UNLOCKED
-            if old and (left / LOCK).exists() and not is_locked(left):
+            if old and _is_ours(left) and not is_locked(left):
                 shutil.rmtree(left, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_SOCKETS, ignore_cleanup_errors=True) as folder,
@@ -92,51 +103,58 @@ def _session_folder() -> Iterator[str]:
         yield folder
 
 
+def _is_ours(folder: Path) -> bool:
+    """Return whether a session made a folder; Ray, as it ends, may make that again, without our lock."""
+    names = {path.name for path in folder.iterdir()}
+    return LOCK in names or (bool(names) and all(name.startswith("session_") for name in names))
+
+
 @contextmanager
-def _terminated_as_interrupted(terminated: threading.Event) -> Iterator[None]:
-    """Take SIGTERM, with which schedulers end a job, as Ctrl-C, in place of Ray's abrupt end; `terminated` says so.
+def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
+    """Take SIGTERM, with which schedulers end a job, and a closed terminal's SIGHUP as Ctrl-C, not as Ray does.
 
     Schedulers send it to all processes of a job, so that those of a local Ray end too. Therefore it is raised here, and
     not left to Tune's or Train's own handling of Ctrl-C, which would wait for them.
+
+    Yields a function that takes them again, because Ray's start takes SIGTERM for itself, and raises what was lost on
+    the way. On leaving, they and SIGINT, which Tune keeps, are the caller's again.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    raised = -math.inf
 
     def terminate(*_: object) -> None:
-        # Once is enough, and some send it twice: to the process, and to its group.
-        if not terminated.is_set():
-            terminated.set()
+        # Some send it twice: to the process, and to its group. A later one counts, because Python drops what is
+        # raised while it happens to be in a destructor or a callback.
+        nonlocal raised
+        if time.monotonic() - raised > SECONDS_OF_REPEATS:
+            raised = time.monotonic()
             raise KeyboardInterrupt
 
-    handler = signal.signal(signal.SIGTERM, terminate)
+    def interrupt(*_: object) -> None:
+        nonlocal raised
+        raised = time.monotonic()
+        raise KeyboardInterrupt
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, terminate)
+        # As nohup wants it.
+        if before[signal.SIGHUP] is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, terminate)
+        if before[signal.SIGINT] is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
+        if raised > -math.inf:
+            # It was dropped, or nobody would call this.
+            raise KeyboardInterrupt
+
+    take()
     try:
-        yield
+        yield take
     finally:
-        if not terminated.is_set():
-            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
-
-
-def _loses_a_child() -> bool:
-    """Return whether a process that this one has started ends by itself within `SECONDS_TO_FOLLOW`."""
-    deadline = time.monotonic() + SECONDS_TO_FOLLOW
-    with suppress(ChildProcessError):
-        while not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-    return True
-
-
-def _leave() -> None:
-    """End the process, as Ctrl-C does, without a word to a local Ray: what is left of it ends with this process.
-
-    Ray's own farewell waits for what may be gone, and its connection ends the process with an error of its own.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(128 + signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -65,7 +67,7 @@ def execute(
     trackers: tuple[Tracker, ...] = (),
     tokens_per_step: int = 0,
 ) -> None:
-    """Run the trials that the books want, until they want no more or Ctrl-C.
+    """Run the trials that the books want, until they want no more, Ctrl-C or SIGTERM.
 
     Args:
         books: of a sweep where there are trackers.
@@ -76,20 +78,40 @@ def execute(
 
     Raises:
         ConfigError: where the cluster lacks the GPUs asked for.
-        RunError: where trials keep failing.
+        RunError: where trials keep failing, or the books' folder has gone.
     """
+    try:
+        _run(books, placement, show_progress, trackers, tokens_per_step)
+    except Exception:
+        books.require_there()
+        raise
+    books.tidy()
+    if len(books.failures) >= MAX_FAILURES:
+        failed = f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}"
+        raise RunError(f"{failed}; mend it and go on with --resume ({books.out})")
+
+
+def _run(
+    books: Books,
+    placement: Placement,
+    show_progress: bool,
+    trackers: tuple[Tracker, ...],
+    tokens_per_step: int,
+) -> None:
     with (
+        # What Tune does on Ctrl-C while trials run, and neither before and after nor on SIGTERM.
+        suppress(KeyboardInterrupt),
         Progress(books, enabled=show_progress) as progress,
         Tracking(books, trackers, tokens_per_step=tokens_per_step, warn=progress.warn) as tracking,
-        ray_session(placement.address, cpus=placement.concurrency) as ray,
+        ray_session(
+            placement.address,
+            cpus=placement.concurrency,
+            # There, because what Ray reads on import the session sets.
+            prepare=lambda: import_module("widthwise.search.tuning"),
+        ) as ray,
     ):
-        # Here, because what Ray reads on import the session sets.
         from widthwise.search.tuning import run_trials
 
         run_trials(
             books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
         )
-    books.tidy()
-    if len(books.failures) >= MAX_FAILURES:
-        failed = f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}"
-        raise RunError(f"{failed}; mend it and go on with --resume ({books.out})")

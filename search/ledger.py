@@ -52,20 +52,26 @@ class Ledger(Books):
 
     @property
     def total(self) -> int:
-        """Trials that the whole sweep takes, the finalists' other seeds included, and those of the fitted minimum."""
-        fitted = self.fitted() is not None or (self.config.seeds > 1 and self.fit().problem is None)
-        candidates = self.config.finalists + fitted
-        return self._proposals + fitted + candidates * (self.config.seeds - 1)
+        """Trials that have ended or are to come: proposals, the finalists' other seeds, and the fitted minimum's."""
+        return len(self.records()) + sum(self._to_come())
 
-    @property
-    def _proposals(self) -> int:
-        """How many proposals there are, or will be."""
-        return len(self._proposed()) if self._is_settled() else self.config.trials
+    def _to_come(self) -> tuple[int, int]:
+        """Return how many proposals, and how many other trials, have not ended, by how things stand now."""
+        unfinished = self._trials(TrialState.WAITING, TrialState.RUNNING)
+        others = sum(bool(trial.user_attrs.keys() & _NOT_PROPOSED) for trial in unfinished)
+        proposals = len(unfinished) - others
+        if not self._has_proposed():
+            proposals += self.config.trials - len(self._proposed())
+        # Those whose other seeds cannot be missed yet.
+        candidates = self.config.finalists - len(self.finalists()) if proposals else 0
+        if self.config.seeds > 1 and self.fitted() is None and self.fit().problem is None:
+            candidates += 1
+        return proposals, others + len(self._missing()) + candidates * (self.config.seeds - 1)
 
     def outlook(self) -> Outlook | None:
         """Return what is expected of the trials that have not ended."""
-        tokens = self.config.horizon.tokens
-        return of_sweep(self.records(), tokens=tokens, proposals=self._proposals, total=self.total)
+        proposals, others = self._to_come()
+        return of_sweep(self.records(), tokens=self.config.horizon.tokens, proposals=proposals, others=others)
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""

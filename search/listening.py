@@ -11,7 +11,9 @@ class Listener(Protocol):
         """Trial `number` is handed out, anew or again after an interruption."""
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
-        """An evaluation: ``step``, ``loss``, ``tokens``, ``seconds``, and the share of the steps, ``progress``."""
+        """An evaluation: ``step``, ``loss``, ``tokens``, ``seconds``, the share of the steps, ``progress``, and where
+        something went wrong that did not end the trial, ``error``.
+        """
 
     def died(self, number: int) -> None:
         """The worker of a trial died; the trial is handed out again, and goes on from its checkpoint."""

@@ -28,7 +28,7 @@ class Outlook:
 
 
 def of_sweep(
-    records: Sequence[Mapping[str, Any]], *, tokens: int, proposals: int, total: int
+    records: Sequence[Mapping[str, Any]], *, tokens: int, proposals: int, others: int
 ) -> Outlook | None:
     """Return what is expected of a sweep's trials; None until a proposal has completed the whole horizon.
 
@@ -38,16 +38,18 @@ def of_sweep(
     Args:
         records: the trials that have ended, as in ``trials.jsonl``.
         tokens: the whole horizon.
-        proposals: that there will be.
-        total: trials that there will be, the proposals among them.
+        proposals: that have not ended.
+        others: trials that have not ended and are no proposals.
     """
     ended = [one for one in records if one["status"] != "failed"]
     proposed = [one for one in ended if one["confirms"] is None and not one["fitted"]]
     whole = [one["seconds"] for one in proposed if one["status"] == "completed" and one["horizon"] == tokens]
     if not whole:
         return None
-    again = [one["seconds"] for one in ended if one not in proposed and one["status"] == "completed"]
-    to_propose = max(0, proposals - len(proposed))
-    others = max(0, total - proposals - (len(ended) - len(proposed)))
-    seconds = to_propose * fmean(one["seconds"] for one in proposed) + others * fmean(again or whole)
-    return Outlook(to_propose + others, seconds)
+    again = [
+        one["seconds"]
+        for one in ended
+        if one["status"] == "completed" and (one["confirms"] is not None or one["fitted"])
+    ]
+    seconds = proposals * fmean(one["seconds"] for one in proposed) + others * fmean(again or whole)
+    return Outlook(proposals + others, seconds)

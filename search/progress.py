@@ -73,9 +73,8 @@ class Progress:
         self.bar = progress_bar(books.layout.what, self.console, _TimeLeft())
         self.total = books.total
         self.task = self.bar.add_task("", total=self.total)
-        # What every trial reported last, as many trials as ran at a time at most, and what is to come.
+        # What every trial reported last, and what is to come.
         self.latest: dict[int, Mapping[str, Any]] = {}
-        self.most = 1
         self.outlook: Outlook | None = None
         self.records = books.records()
 
@@ -96,10 +95,11 @@ class Progress:
         # Not at every evaluation: a study on a server answers each question in its time.
         self.total, self.outlook = self.books.total, self.books.outlook()
         self.latest[number] = {}
-        self.most = max(self.most, len(self.books.live))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """Redraw after an evaluation of a trial, of whose steps the share ``progress`` is behind it."""
+        if "error" in result and "error" not in self.latest[number]:
+            self.warn(f"{self.books.label(self.books.record(number))}: {result['error']}")
         self.latest[number] = result
         self._draw()
 
@@ -122,7 +122,8 @@ class Progress:
         """Return how long the study goes on by what its trials have taken so far; None where that is not known."""
         if self.outlook is None:
             return None
-        return self.outlook.seconds_left([one.get("seconds", 0.0) for one in self._running()], self.most)
+        spent = [one.get("seconds", 0.0) for one in self._running()]
+        return self.outlook.seconds_left(spent, self.books.places)
 
     def say(self, doing: str) -> None:
         """Say what is being done: beside the bar on a terminal, in a line elsewhere."""
@@ -154,8 +155,9 @@ class Progress:
         self._print(said)
 
     def _running(self) -> list[Mapping[str, Any]]:
-        """Return what each running trial reported last, nothing of one that has not yet."""
-        return [self.latest.get(number, {}) for number in self.books.live]
+        """Return what each running trial reported last, nothing of one that has not yet; others wait for a place."""
+        latest = [self.latest.get(number, {}) for number in self.books.live]
+        return sorted(latest, key=lambda one: not one)[: self.books.places]
 
     def _draw(self) -> None:
         running, best = self._running(), best_line(self.records)

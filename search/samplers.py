@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import optuna
@@ -27,13 +28,21 @@ if TYPE_CHECKING:
 
 def sampler(config: "SweepConfig", place: int) -> BaseSampler:
     """Return the sampler of the proposal at `place`, counted from 0."""
-    seed = int(np.random.SeedSequence((config.seed, place)).generate_state(1)[0])
+    seed = int(np.random.SeedSequence((config.seed, place, _known(config))).generate_state(1)[0])
     # Optuna marks `group`, fixed parameters and its Gaussian process as experimental.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if fixed := _fixed(config, place):
             return PartialFixedSampler(fixed, RandomSampler(seed=seed))
         return _SAMPLERS[config.sampler](config, place, seed)
+
+
+def _known(config: "SweepConfig") -> int:
+    """Return a number that a warm start has of its own, 0 without one.
+
+    The first proposals are random: those of the sweep that it is from, which may have had the same seed, are no news.
+    """
+    return crc32(repr(config.warm_start).encode()) if config.warm_start else 0
 
 
 def _fixed(config: "SweepConfig", place: int) -> dict[str, Any]:
@@ -97,7 +106,8 @@ def quasi_random(config: "SweepConfig", place: int) -> dict[str, Any]:
     from scipy.stats.qmc import Sobol
 
     space = config.space
-    engine = Sobol(d=5 if config.halvings else 4, scramble=True, rng=config.seed)
+    rng = np.random.default_rng((config.seed, _known(config))) if config.warm_start else config.seed
+    engine = Sobol(d=5 if config.halvings else 4, scramble=True, rng=rng)
     if place:
         engine.fast_forward(place)
     [unit] = engine.random(1)

@@ -38,12 +38,12 @@ def study_status(folder: Path, storage: Storage | None = None) -> dict[str, Any]
     if path is None:
         return None
     if path.suffix == ".db":
-        return _status(_in_file(path), is_running=is_locked(folder))
+        return standing_of(_in_file(path), is_running=is_locked(folder))
     place = read_study_file(path, storage)
     # Before it is read: one that ends meanwhile is rather called running than interrupted.
     is_running = server.is_held(place)
     with server.reading(place) as study:
-        return _status(study, is_running=is_running)
+        return standing_of(study, is_running=is_running)
 
 
 def _in_file(path: Path) -> optuna.Study:
@@ -56,7 +56,8 @@ def _in_file(path: Path) -> optuna.Study:
         raise ConfigError(f"folder: {unreadable(path, 'a study', error)}") from error
 
 
-def _status(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
+def standing_of(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
+    """Return what `study_status` does, of a study at hand."""
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state.is_finished()]
     return {

@@ -1,5 +1,6 @@
 """Where a study is kept that is not in its folder: a PostgreSQL database, and what the folder says of it."""
 
+import shlex
 import sqlite3
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -118,20 +119,22 @@ def unreadable(path: Path, what: str, error: BaseException) -> str:
     Args:
         path: the file.
         what: that it should hold: ``"a sweep's study"``.
-        error: Optuna's, or SQLAlchemy's, which only what they were caused by explains.
+        error: Optuna's, or SQLAlchemy's, which what they were caused by explains; a KeyError where it holds no study.
     """
-    said = f"{path} cannot be read as {what}"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, sqlite3.Error):
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, sqlite3.Error):
         cause = cause.__cause__
-    if cause is None:
-        said += " (it holds no study of ours)"
-    else:
-        said += f" ({first_line(cause)})"
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
-            return said
+    is_absent = isinstance(error, KeyError)
+    why = "it holds no study of ours" if is_absent else first_line(cause)
+    said = f"{path} cannot be read as {what} ({why})"
+    if not is_absent and getattr(cause, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+        return said
     known = path.with_name("trials.jsonl")
-    warm = f" with --warm-start {path.parent}" if known.exists() and known.stat().st_size else ""
+    warm = (
+        f" with --warm-start {shlex.quote(str(path.parent))}"
+        if known.exists() and known.stat().st_size
+        else ""
+    )
     return f"{said}; put a copy of it back, or begin anew in another folder{warm}"
 
 

@@ -22,6 +22,7 @@ from widthwise.search.folders import nothing_left
 from widthwise.search.front import front, loss_of
 from widthwise.search.ledger import Ledger
 from widthwise.search.progress import say
+from widthwise.search.status import standing_of
 from widthwise.search.storage import Storage
 from widthwise.search.trackers import require_trackers
 
@@ -111,6 +112,7 @@ class SweepResult:
         seconds: what all trials took, one after the other.
         ended: when the last trial ended; None before any did.
         data_fingerprint: identifies the tokens.
+        standing: how the study stands, as `widthwise.search.status.study_status` tells it.
     """
 
     config: SweepConfig
@@ -121,6 +123,7 @@ class SweepResult:
     seconds: float
     ended: datetime | None
     data_fingerprint: str
+    standing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def best(self) -> Finalist:
@@ -204,7 +207,7 @@ def sweep(
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        The result; ``finished`` is False after Ctrl-C.
+        The result; ``finished`` is False after Ctrl-C or SIGTERM.
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
@@ -251,6 +254,7 @@ def result_of(ledger: Ledger, data_fingerprint: str) -> SweepResult:
         seconds=sum(record["seconds"] for record in records),
         ended=max((end for end in ends if end is not None), default=None),
         data_fingerprint=data_fingerprint,
+        standing=standing_of(ledger.study, is_running=False),
     )
 
 

@@ -89,10 +89,13 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
     options = RunOptions(checkpoint=checkpoint, **chosen, **device_options())
     spec = RunSpec.model_validate_json(config["spec"])
 
+    noted: dict[str, str] = {}
+
     def tell(metrics: Metrics) -> None:
         names = ("loss", "step", "tokens", "seconds")
         values = {name: getattr(metrics, name) for name in names}
-        reports.tell({"status": "running", "progress": metrics.step / spec.horizon.steps, **values})
+        progress = metrics.step / spec.horizon.steps
+        reports.tell({"status": "running", "progress": progress, **values, **noted})
 
     def trained() -> TrainResult:
         # The last evaluation before the checkpoint may not have been heard of when the worker was killed.
@@ -101,13 +104,15 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
     try:
         try:
             result = trained()
-        except DamagedCheckpoint:
+        except DamagedCheckpoint as error:
+            noted["error"] = f"{str(error).partition('; ')[0]}; begun anew"
             checkpoint.unlink()
             result = trained()
         deltas = coordinate_deltas(spec, options) if follows else None
     except Exception as error:
         return {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
     return {
+        **noted,
         "status": result.status,
         "loss": result.loss,
         "step": result.steps,

@@ -6,7 +6,6 @@ Every session starts a fresh Tune run over the same study instead.
 
 import json
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ray.tune.search import Searcher
 
 from widthwise.proxies.validation import RunError
 from widthwise.search.books import Books, Status
+from widthwise.search.cluster import scratch_folder
 from widthwise.search.executing import Placement
 from widthwise.search.listening import Listener
 from widthwise.search.packing import OUT_OF_MEMORY
@@ -46,7 +46,7 @@ def run_trials(
     spares = Spares(lambda free: min(most, _room(free, share)))
     fuse = _Fuse()
     proposer = _Proposer(books, limit, capacity, listeners, fuse)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
@@ -129,6 +129,7 @@ class _Proposer(_Unsaved, Searcher):
         self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> Any:
+        self.books.places = max(1, min(self.limit, self.room))
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
         # place at most, so that a cluster that can grow does.
         if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):

@@ -8,25 +8,20 @@ status. Its module imports nothing heavy; ``run`` imports what it needs. To add 
 import contextlib
 import io
 import math
-import os
 import re
-import shutil
-import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from widthwise.proxies.files import is_full
-from widthwise.proxies.validation import ConfigError, RunError, first_line, nearest, one_line
+from widthwise.proxies.validation import ConfigError, RunError, first_line, nearest
+from widthwise.transfer.endings import flush, full_disk, status_of
 from widthwise.transfer.passwords import conceal_password
 
 if TYPE_CHECKING:
@@ -52,9 +47,6 @@ COMMANDS = {
     "plot": "plot.Plot",
 }
 """Command → ``module.Class`` below ``widthwise.transfer.commands``, in the order of the help."""
-
-# As a shell sees other tools end.
-_READER_GONE = 128 + signal.SIGPIPE
 
 _MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
@@ -83,70 +75,22 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if argv is None:
         conceal_password()
     given = sys.argv[1:] if argv is None else argv
-    sys.exit(_status(lambda: _carry_out(_command(given))))
+    sys.exit(status_of(lambda: _carry_out(given)))
 
 
-def _status(run: Callable[[], int]) -> int:
-    """Run, and turn every exception into one line on standard error and an exit status."""
+def _carry_out(argv: list[str]) -> int:
+    """Run the command that `argv` names; where a disk is full, raise a RunError that says which."""
+    command = None
     try:
-        status = run()
-        # Here, so that a reader who has gone is noticed here and not at the interpreter's end.
-        sys.stdout.flush()
-        return status
-    except ConfigError as error:
-        _say("error", str(error))
-        return 2
-    except KeyboardInterrupt:
-        _say("error", "interrupted")
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; the flush at the interpreter's end must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_GONE
-    except SystemExit as stop:
-        # What rich makes of it.
-        if isinstance(stop.__context__, BrokenPipeError):
-            return _READER_GONE
-        raise
-    except RunError as error:
-        _say("failed", str(error))
-        return 1
-    except Exception as error:
-        _say("failed", f"{type(error).__name__}: {error} (traceback in {_keep_traceback()})")
-        return 1
-
-
-def _carry_out(command: Command) -> int:
-    """Run a command; where a disk is full, raise a RunError that names it."""
-    try:
-        return command.run()
+        try:
+            command = _command(argv)
+            return command.run()
+        finally:
+            flush()
     except Exception as error:
         if not is_full(error):
             raise
-        going_on = ", and go on with --resume" if hasattr(command, "resume") else ""
-        full = f"the disk of {_fullest(command)} is full; make room{going_on}"
-        raise RunError(full) from error
-
-
-def _fullest(command: Command) -> str:
-    """Return the folder with the least room of those that a command writes to: the error itself seldom names one."""
-    written = getattr(command, "out", None) or getattr(command, "folder", None)
-    places = [Path(written)] if isinstance(written, str | Path) else []
-    # What is not there yet is made where its nearest parent is.
-    there = [next(one for one in (place, *place.absolute().parents) if one.exists()) for place in places]
-    return str(min((*there, Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free))
-
-
-def _say(what: str, message: str) -> None:
-    print(f"widthwise: {what}: {one_line(message)}", file=sys.stderr)
-
-
-def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="widthwise-", suffix=".log", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(traceback.format_exc())
-    return file.name
+        raise RunError(full_disk(command)) from error
 
 
 def _command(argv: list[str]) -> Command:

@@ -1,6 +1,6 @@
 """How sweeps, checks and target runs stand, from their folders alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,8 @@ def standing(
     return found
 
 
-def standing_at_end(folder: Path, storage: Storage | None = None) -> dict[str, Any]:
-    """Return how a sweep stands that this process has just finished, as `standing` does."""
-    study = study_status(folder, storage)
-    assert study is not None
-    # A server may still hold the study for a moment.
+def standing_at_end(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a sweep that this process has just finished stands, as `standing` does, by its study at hand."""
     return {"folder": str(folder), **_sweep(folder, {**study, "state": "finished"})}
 
 

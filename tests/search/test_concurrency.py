@@ -53,6 +53,7 @@ def test_trials_shorter_than_a_workers_start_run_two_at_a_time_on_the_same_two_w
 
         run_trials(ledger, Placement(concurrency=2), ray.cluster_resources(), [heard])
     ledger.close()
+    assert ledger.places == 2
     assert [record["status"] for record in ledger.records()] == ["completed"] * 8
     assert len(heard.pids) == 8
     assert len(set(heard.pids.values())) == 2

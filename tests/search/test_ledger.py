@@ -2,26 +2,23 @@
 
 import json
 import math
+import re
+import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack
-from io import StringIO
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import Trial, TrialState
-from rich.console import Console
 
-from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import locked
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SearchSpace, Storage, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
-from widthwise.search.outlook import Outlook
-from widthwise.search.progress import Progress
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
 from widthwise.search.status import study_status
@@ -29,31 +26,7 @@ from widthwise.search.stored import stored_config
 from widthwise.search.sweeping import result_of
 
 from .conftest import STEPS, configured
-
-
-def made_up_loss(tried: Hyperparameters) -> float:
-    return 2 + math.log(tried.lr / 0.03) ** 2 + 0.01 * math.log(tried.weight_decay) ** 2
-
-
-def begin(ledger: Ledger) -> tuple[int, Hyperparameters]:
-    """Take the next trial and draw its settings, as a worker's start does."""
-    trial = ledger.next()
-    assert isinstance(trial, Trial)
-    return trial.number, ledger.hyperparameters(trial)
-
-
-def complete(ledger: Ledger, number: int, tried: Hyperparameters) -> None:
-    ledger.finish(number, "completed", {"loss": made_up_loss(tried), "tokens": 61440, "seconds": 1.5})
-
-
-def play(ledger: Ledger, count: int) -> list[dict[str, Any]]:
-    """Run the next `count` trials to their ends; return what each tried."""
-    tried = []
-    for _ in range(count):
-        number, hyperparameters = begin(ledger)
-        complete(ledger, number, hyperparameters)
-        tried.append({"number": number, **hyperparameters.model_dump()})
-    return tried
+from .playing import begin, complete, made_up_loss, play, quadratic
 
 
 def states(ledger: Ledger) -> list[TrialState]:
@@ -318,11 +291,6 @@ def test_what_confirms_a_grids_best_goes_on_after_a_death(opened: Callable[..., 
     assert begin(ledger) == (number, tried)
     ledger.close()
     assert begin(opened(resume=True, **fields)) == (number, tried)
-
-
-def quadratic(**fields: Any) -> dict[str, Any]:
-    space = SearchSpace(lr=(0.02, 0.045), weight_decay=(0.3, 3.0), decay=("l2",))
-    return {"space": space, "sampler": "qmc", "trials": 12, "finalists": 1} | fields
 
 
 def test_the_minimum_of_the_fitted_quadratic_is_tried_with_all_seeds_and_recommended(
@@ -642,18 +610,6 @@ def test_a_resumption_that_is_refused_for_its_data_changes_nothing(opened: Calla
     assert (stored["data"], stored["trials"]) == ("there", 6)
 
 
-def test_a_worker_that_died_is_one_line(
-    opened: Callable[..., Ledger], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = opened(trials=5)
-    number, _ = begin(ledger)
-    with Progress(ledger) as progress:
-        ledger.put_back(number)
-        progress.died(number)
-    said = f"widthwise: trial {number}: its worker died; it is started again, from its last checkpoint"
-    assert capsys.readouterr().err.splitlines()[-1] == said
-
-
 def test_the_best_trial_of_a_status_is_no_confirmation(opened: Callable[..., Ledger], tmp_path: Path) -> None:
     ledger = opened(trials=5, finalists=1, seeds=2)
     while not ledger.is_finished():
@@ -723,95 +679,6 @@ def test_a_sweep_that_comes_second_leaves_the_firsts_files(tmp_path: Path) -> No
         assert {path.name for path in out.iterdir()} == {".lock", "study.db"}
 
 
-def test_progress_says_what_a_trial_is_for(
-    opened: Callable[..., Ledger], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = opened(trials=5, finalists=1, seeds=2)
-    with Progress(ledger) as progress:
-        while not ledger.is_finished():
-            number, tried = begin(ledger)
-            ledger.finish(number, "completed", {"loss": made_up_loss(tried)})
-            progress.ended(number)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trial ")]
-    records = ledger.records()
-    assert len(said) == len(records)
-    for line, record in zip(said, records, strict=True):
-        role = " (fitted minimum)" if record["fitted"] else ""
-        if record["confirms"] is not None:
-            role = f" (confirms trial {record['confirms']} with seed {record['seed']})"
-        assert line == f"trial {record['number']}{role} completed, loss {record['loss']:.4f}"
-    assert {record["confirms"] is None for record in records} == {True, False}
-
-
-def test_a_terminal_shows_how_the_sweep_stands_below_its_bar(opened: Callable[..., Ledger]) -> None:
-    ledger = opened(space=SearchSpace(lr=(0.0625, 0.0625), weight_decay=(4.0, 4.0), huber_c=(2.0, 2.0)))
-    ends = {0: ("completed", 3.5), 1: ("completed", 3.25), 2: ("stopped", 4.0), 3: ("diverged", math.inf)}
-    with Progress(ledger, enabled=False) as progress:
-        numbers = [begin(ledger)[0] for _ in range(6)]
-        for number in numbers:
-            progress.began(number)
-            told = {"progress": 0.5, "tokens": 30720, "seconds": 2.0}
-            progress.reported(number, told)
-        assert progress.bar.lines == ["6 running; 92,160 tokens/s"]
-        for number, (status, loss) in ends.items():
-            ledger.finish(number, status, {"loss": loss, "tokens": 61440, "seconds": 4.0})
-            progress.ended(number)
-        tried = ledger.record(1)["hyperparameters"]
-        c = "c 2 (huber)" if tried["decay"] == "huber" else "c ∞ (l2)"
-        lines = [
-            "2 running, 2 completed, 1 stopped early, 1 diverged; 30,720 tokens/s",
-            f"best: trial 1, loss 3.2500, η 0.0625, λ 4, {c}",
-        ]
-        screen = Console(width=80, file=StringIO())
-        screen.print(progress.bar.get_renderable())
-        shown = cast(StringIO, screen.file).getvalue().splitlines()
-    assert shown[0].startswith("sweep ")
-    assert "4/10 trials" in shown[0]
-    assert [line.rstrip() for line in shown[1:]] == lines
-
-
-def test_the_time_left_counts_what_is_to_come_by_what_has_ended(opened: Callable[..., Ledger]) -> None:
-    ledger = opened(trials=12, finalists=2, seeds=3)
-    with Progress(ledger, enabled=False) as progress:
-        numbers = []
-        for _ in range(3):
-            number, _ = begin(ledger)
-            progress.began(number)
-            progress.reported(number, {"progress": 0.25, "tokens": 15360, "seconds": 1.0})
-            numbers.append(number)
-
-        def end(number: int, status: Any, seconds: float) -> None:
-            ledger.finish(number, status, {"loss": 3.0, "tokens": 61440, "seconds": seconds})
-            progress.ended(number)
-
-        # Nothing is known until one has completed.
-        assert progress.seconds_left() is None
-        end(numbers[0], "stopped", 2.0)
-        assert progress.seconds_left() is None
-        end(numbers[1], "completed", 6.0)
-        # Proposals take 4 s, stopped ones counted; the confirmations, 2 seeds of 2 finalists, 6 s.
-        assert ledger.outlook() == Outlook(10 + 4, 10 * 4.0 + 4 * 6.0)
-        # One has run for a second; three run at a time.
-        assert progress.seconds_left() == pytest.approx((64.0 - 1.0) / 3)
-        end(numbers[2], "failed", 3.0)
-        assert progress.seconds_left() == pytest.approx(64.0 / 3)
-
-
-def test_the_fitted_minimum_is_counted_before_it_is_tried(opened: Callable[..., Ledger]) -> None:
-    ledger = opened(**quadratic(seeds=2))
-    assert ledger.total == 12 + 1
-    play(ledger, 12)
-    assert ledger.fitted() is None
-    # With a confirmation of its own.
-    assert (ledger.total, ledger.outlook()) == (12 + 1 + 2, Outlook(3, 3 * 1.5))
-    number, _ = begin(ledger)
-    ledger.finish(number, "completed", {"loss": 2.0, "tokens": 61440, "seconds": 4.0})
-    # It measured on the way, as the others will.
-    assert ledger.outlook() == Outlook(2, 2 * 4.0)
-    play(ledger, 2)
-    assert (ledger.is_finished(), ledger.outlook(), len(ledger.records())) == (True, Outlook(0, 0.0), 15)
-
-
 def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "sweep"
@@ -820,19 +687,40 @@ def test_a_folder_that_cannot_be_made_is_one_line(opened: Callable[..., Ledger],
     assert str(caught.value) == f"out: {out} cannot be written (Not a directory)"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def of_another_optuna(path: Path) -> None:
+    """Mark a study as of a version of Optuna that is still to come."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+        database.commit()
+
+
+AGAIN = "; put a copy of it back, or begin anew in another folder"
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda path: path.write_bytes(b""), f"(it holds no study of ours){AGAIN}"),
+        (lambda path: path.write_bytes(b"not a database" * 1000), f"(file is not a database){AGAIN}"),
+        (
+            of_another_optuna,
+            f"(The runtime optuna version {optuna.__version__} is no longer compatible with the table schema "
+            f"(set up by optuna {optuna.__version__}). Please try updating optuna to the latest version by "
+            "`$ pip install -U optuna`.)",
+        ),
+    ],
+    ids=["empty", "other", "version"],
+)
 def test_a_study_that_cannot_be_read_is_one_line(
-    opened: Callable[..., Ledger], tmp_path: Path, content: bytes
+    opened: Callable[..., Ledger], tmp_path: Path, damage: Callable[[Path], object], why: str
 ) -> None:
     opened().close()
     path = tmp_path / "sweep" / "study.db"
-    path.write_bytes(content)
+    damage(path)
     for attempt in (lambda: opened(resume=True), lambda: stored_config(tmp_path / "sweep")):
         with pytest.raises(ConfigError) as caught:
             attempt()
-        message = str(caught.value)
-        assert message.startswith(f"out: {path} cannot be read as a sweep's study (")
-        assert "\n" not in message
+        assert str(caught.value) == f"out: {path} cannot be read as a sweep's study {why}"
 
 
 def test_plain_adamw_is_an_arm_of_its_own_without_a_coefficient(opened: Callable[..., Ledger]) -> None:
@@ -901,3 +789,14 @@ def test_a_sweep_that_died_while_its_study_was_made_can_be_started_again(
     complete(ledger, number, tried)
     assert [record["number"] for record in ledger.records()] == [0]
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*study*")) == ["study.db"]
+
+
+def test_a_folder_that_has_gone_is_told_in_place_of_what_goes_wrong_then(
+    opened: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    ledger = opened()
+    ledger.require_there()
+    ledger.out.rename(tmp_path / "moved")
+    told = f"the sweep in {ledger.out} is not there any more; go on with --resume where it is now"
+    with pytest.raises(RunError, match=f"^{re.escape(told)}$"):
+        ledger.require_there()

@@ -55,6 +55,16 @@ def test_proposals_of_loss_against_tokens_are_of_every_horizon(name: Sampler) ->
     assert {one["halvings"] for one in found} == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "qmc", "random"])
+def test_a_warm_start_is_not_followed_by_what_the_same_seed_has_proposed_before(name: Sampler) -> None:
+    config = SweepConfig(sampler=name, trials=12, seed=3)
+    known = tuple(Point(lr=lr, weight_decay=1.0, decay="l2") for lr in (0.02, 0.03))
+    before = [one["lr"] for one in proposals(config, 4)]
+    warm = [one["lr"] for one in proposals(config.model_copy(update={"warm_start": known}), 4)]
+    assert warm[:2] == [0.02, 0.03]
+    assert not set(warm[2:]) & set(before)
+
+
 def test_quasi_random_points_fill_the_space_evenly() -> None:
     space = SearchSpace(lr=(0.01, 0.16), weight_decay=(0.5, 8.0), huber_c=(2.0, 2.0))
     points = [quasi_random(SweepConfig(space=space, seed=1), place) for place in range(16)]

@@ -1,8 +1,8 @@
 """The command line: what it prints, how it exits, one line per mistake, and how little it imports."""
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SweepConfig
 from widthwise.search.ledger import Ledger
-from widthwise.transfer import Plan, Recipe, cli, horizon_rules, launching, rules
+from widthwise.transfer import Plan, Recipe, cli, endings, horizon_rules, launching, rules
 from widthwise.transfer.launch_options import LaunchOptions
 
 
@@ -461,12 +461,24 @@ def test_an_exception_of_a_command_is_one_line(
     def run() -> int:
         raise error
 
-    assert cli._status(run) == status
+    assert endings.status_of(run) == status
     assert capsys.readouterr().err == line
 
 
-def test_a_study_on_a_full_disk_is_one_line_that_names_the_folder(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        # As long as it has no room at all: that file system never has.
+        ("/proc", "the disk of /proc is full"),
+        ("{here}/new", "a disk is full, or a quota used up ({here}/new, {temporary} or standard output)"),
+        (
+            "s3://bucket/new",
+            "a disk is full, or a quota used up (s3://bucket/new, {temporary} or standard output)",
+        ),
+    ],
+)
+def test_a_study_on_a_full_disk_is_one_line_that_names_the_folder_that_has_no_room(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, said: str
 ) -> None:
     def run() -> int:
         # SQLite's own limit: it raises what a full disk does.
@@ -476,22 +488,48 @@ def test_a_study_on_a_full_disk_is_one_line_that_names_the_folder(
             connection.execute(sqlalchemy.text("CREATE TABLE trials (number INTEGER)"))
         return 0
 
-    # The disk with less room is the full one: the folder's, or that of temporary files.
-    room = {tmp_path: 0, Path(tempfile.gettempdir()): 10**9}
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=room[place]))
-    for folder in room:
-        room.update(dict.fromkeys(room, 10**9) | {folder: 0})
-        command = SimpleNamespace(run=run, out=tmp_path / "new" / "sweep", resume=False)
-        assert cli._status(lambda: cli._carry_out(command)) == 1  # noqa: B023
-        line = f"the disk of {folder} is full; make room, and go on with --resume"
-        assert capsys.readouterr().err == f"widthwise: failed: {line}\n"
+    places = {"here": tmp_path, "temporary": tempfile.gettempdir()}
+    command = SimpleNamespace(run=run, out=out.format(**places), resume=False)
+    monkeypatch.setattr(cli, "_command", lambda _: command)
+    assert exit_status("sweep") == 1
+    line = f"{said.format(**places)}; make room, and go on with --resume"
+    assert capsys.readouterr().err == f"widthwise: failed: {line}\n"
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("command", [["--help"], ["scale", "{recipe}", "--width", "64"], ["scale", "--help"]])
+def test_a_full_standard_output_is_one_line(recipe: str, command: list[str], buffered: bool) -> None:
+    line = f"a disk is full, or a quota used up ({tempfile.gettempdir()} or standard output); make room"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *(part.format(recipe=recipe) for part in command)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+        )
+    assert (done.returncode, done.stderr) == (1, f"widthwise: failed: {line}\n")
+
+
+def test_a_traceback_that_cannot_be_kept_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> int:
+        raise RuntimeError("out of luck")
+
+    # Where nobody can make a file, as on a full disk.
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    assert endings.status_of(run) == 1
+    why = "its traceback could not be kept: No such file or directory"
+    assert capsys.readouterr().err == f"widthwise: failed: RuntimeError: out of luck ({why})\n"
 
 
 def test_a_failure_of_our_own_names_the_file_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> int:
         raise RuntimeError("out of luck")
 
-    assert cli._status(run) == 1
+    assert endings.status_of(run) == 1
     printed = capsys.readouterr().err
     said = re.fullmatch(r"widthwise: failed: RuntimeError: out of luck \(traceback in (.+)\)\n", printed)
     assert said is not None

@@ -13,7 +13,10 @@ from widthwise.proxies.config import Horizon
 from widthwise.proxies.files import locked
 from widthwise.search import SearchSpace, SweepConfig
 from widthwise.search.ledger import Ledger
-from widthwise.transfer import cli
+from widthwise.search.sweeping import SweepResult, result_of
+from widthwise.transfer import Recipe, cli
+from widthwise.transfer.commands.sweep import Sweep
+from widthwise.transfer.standing import standing
 
 
 def status(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -48,6 +51,33 @@ def swept(tmp_path: Path) -> Ledger:
     ledger.finish(3, "failed", {"error": "OSError: no space left"})
     ledger.finish(4, "failed", {})
     return ledger
+
+
+def test_a_finished_sweep_whose_study_is_away_prints_its_document(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    ledger = Ledger(SweepConfig(trials=1, seeds=1, finalists=1), out, resume=False)
+    trial = ledger.next()
+    assert isinstance(trial, Trial)
+    ledger.run(trial)
+    ledger.finish(0, "completed", {"loss": 3.25, "tokens": 10240, "seconds": 1.5})
+    result = result_of(ledger, "data")
+    ledger.close()
+    Recipe.from_sweep(result).save(out / "recipe.json")
+    expected = standing(out)
+
+    def swept(_: Sweep) -> SweepResult:
+        (out / "study.db").unlink()
+        return result
+
+    monkeypatch.setattr(Sweep, "_swept", swept)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", "--resume", "--out", str(out), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, document.pop("out")) == (0, str(out))
+    assert document.pop("recipe")["schema"]
+    assert [document] == expected
 
 
 def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(

@@ -90,7 +90,7 @@ class Sweep:
         if self.json:
             from widthwise.transfer.standing import standing_at_end
 
-            stands = standing_at_end(self.out, storage_of(self.storage, self.study_name))
+            stands = standing_at_end(self.out, result.standing)
             document = {"recipe": recipe.model_dump(mode="json", by_alias=True), "out": str(self.out)}
             print(json.dumps(document | stands))
         elif self.quiet:

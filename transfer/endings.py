@@ -1,0 +1,94 @@
+"""How a command ends: an exit status, and one line on standard error that says what went wrong."""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from widthwise.proxies.validation import ConfigError, RunError, one_line
+
+# As a shell sees other tools end.
+_READER_GONE = 128 + signal.SIGPIPE
+# assumed: bytes below which the disk of a folder is the full one. What could not be written is gone by then.
+NO_ROOM = 2**26
+
+
+def status_of(run: Callable[[], int]) -> int:
+    """Run, and turn every exception into one line on standard error and an exit status."""
+    try:
+        return run()
+    except ConfigError as error:
+        _say("error", str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say("error", "interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone.
+        return _READER_GONE
+    except SystemExit as stop:
+        # What rich makes of it.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _READER_GONE
+        raise
+    except RunError as error:
+        _say("failed", str(error))
+        return 1
+    except Exception as error:
+        _say("failed", f"{type(error).__name__}: {error} ({_kept_traceback()})")
+        return 1
+
+
+def flush() -> None:
+    """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # That at the interpreter's end must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def full_disk(command: object) -> str:
+    """Return which disk is full, as far as that can be told, and what to do: the error itself seldom names a file.
+
+    Args:
+        command: with the folder ``out`` or ``folder`` that it writes, and ``resume`` where it can go on.
+    """
+    written = [str(getattr(command, name)) for name in ("out", "folder") if getattr(command, name, None)]
+    # Python looks for a folder for temporary files in which it can write one.
+    with suppress(FileNotFoundError):
+        written.append(tempfile.gettempdir())
+    full = next((place for place in written if "://" not in place and _room(Path(place)) < NO_ROOM), None)
+    if full is not None:
+        said = f"the disk of {full} is full"
+    else:
+        said = f"a disk is full, or a quota used up ({', '.join(written)} or standard output)"
+    return f"{said}; make room" + (", and go on with --resume" if hasattr(command, "resume") else "")
+
+
+def _room(place: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be made: on the disk of its nearest parent."""
+    there = next(one for one in (place, *place.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
+
+
+def _say(what: str, message: str) -> None:
+    print(f"widthwise: {what}: {one_line(message)}", file=sys.stderr)
+
+
+def _kept_traceback() -> str:
+    """Write the traceback to a file; return where it is, or why it is not."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="widthwise-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(traceback.format_exc())
+    except OSError as error:
+        return f"its traceback could not be kept: {error.strerror}"
+    return f"traceback in {file.name}"
