@@ -8,7 +8,8 @@ import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Self, get_args
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -147,9 +148,12 @@ def _elsewhere(name: str, model: type[BaseModel]) -> str:
         for own, field in record.model_fields.items():
             place = f"{head}{field.alias or own}"
             if name == (field.alias or own):
-                return f"; did you mean {place!r}{'' if head else ' at the top, before all sections'}?"
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                sections.append((f"{place}.", field.annotation))
+                return f"; did you mean {place!r}{'' if head else ' at the top level'}?"
+            # Where several may stand in a list, none is a section.
+            if get_origin(field.annotation) in (None, Union, UnionType):
+                known = [record for _, record in sections]
+                found = (one for one in _records(field.annotation) if one not in known)
+                sections.extend((f"{place}.", record) for record in found)
     return ""
 
 

@@ -21,6 +21,10 @@ class Inner(Record):
         return self
 
 
+class Aside(Record):
+    depth: int = 1
+
+
 class Outer(Record):
     name: str
     inner: Inner = Inner()
@@ -29,6 +33,7 @@ class Outer(Record):
     notes: dict[str, int] = {}
     pair: tuple[int, int] = (0, 0)
     maybe: Inner | None = None
+    aside: Aside | None = None
 
 
 def refusal(fields: Any, **options: str) -> str:
@@ -97,6 +102,8 @@ def test_impossible_values(fields: dict[str, Any], message: str) -> None:
         ({"zzz": 1}, "zzz: unknown field"),
         ({"inner": {"cuont": 2}}, "inner.cuont: unknown field; did you mean 'count'?"),
         ({"parts": [{}, {"cuont": 2}]}, "parts.1.cuont: unknown field; did you mean 'count'?"),
+        ({"depth": 2}, "depth: unknown field; did you mean 'aside.depth'?"),
+        ({"inner": {"flag": True}}, "inner.flag: unknown field; did you mean 'flag' at the top level?"),
         ({"maybe": {"cuont": 2}}, "maybe.cuont: unknown field; did you mean 'count'?"),
     ],
 )

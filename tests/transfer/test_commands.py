@@ -152,7 +152,7 @@ def test_data_that_do_not_fit_are_one_line(
         ("outside.toml", "width: unknown field; did you mean 'model.width'? (and 1 more)"),
         (
             "inside.toml",
-            "model.trials: unknown field; did you mean 'trials' at the top, before all sections?",
+            "model.trials: unknown field; did you mean 'trials' at the top level?",
         ),
         ("section.toml", "modle: unknown field; did you mean 'model'?"),
         ("type.toml", "trials: must be a whole number, got 'many'"),
