@@ -39,7 +39,7 @@ def counts_line(records: Sequence[Mapping[str, Any]], latest: Sequence[Mapping[s
 
 
 def best_line(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the lowest loss of a sweep's proposals, and what was tried; None where none has completed."""
+    """Return a sweep's lowest loss with the first seed, and what was tried; None before a trial has completed."""
     # A check's runs differ in width, and have no `hyperparameters`: none of them is the best.
     completed = [
         one

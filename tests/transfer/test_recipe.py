@@ -194,7 +194,8 @@ def record(
 def test_the_finalists_fit_a_terminal(tmp_path: Path) -> None:
     screen = StringIO()
     tuned = Hyperparameters(lr=0.03, weight_decay=17.0, huber_c=0.76)
-    show(swept(SweepConfig(), tuned, [record(3, "huber", 2.0)]), tmp_path, Console(file=screen, width=80))
+    out, console = tmp_path / "my [red] sweep", Console(file=screen, width=80)
+    show(swept(SweepConfig(), tuned, [record(3, "huber", 2.0)]), out, console)
     title, *lines = screen.getvalue().splitlines()
     assert title.strip() == "finalists, the recommended first"
     [row] = [line for line in lines if "17" in line]
@@ -210,6 +211,8 @@ def test_the_finalists_fit_a_terminal(tmp_path: Path) -> None:
         "3",
     ]
     assert "confirmed: mean loss without the seed that they were chosen on" in lines
+    recipe = out / "recipe.json"
+    assert lines[-1] == f"recipe: {recipe}; next: widthwise scale '{recipe}' --width 1024"
 
 
 def test_a_recipe_of_a_sweep_holds_its_evidence_and_its_whole_configuration() -> None:

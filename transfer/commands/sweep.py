@@ -217,5 +217,8 @@ def show(result: "SweepResult", out: Path, console: "Console") -> None:
         console.print(front)
     recipe = out / "recipe.json"
     console.print(
-        f"recipe: {recipe}; next: widthwise scale {recipe} --width 1024", soft_wrap=True, highlight=False
+        f"recipe: {recipe}; next: widthwise scale {shlex.quote(str(recipe))} --width 1024",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
