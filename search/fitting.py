@@ -71,8 +71,8 @@ class Fit:
     regret: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fit as plain data."""
-        return asdict(self)
+        """Return the fit as plain data, without its curvature: who draws it has the trials to fit."""
+        return {name: value for name, value in asdict(self).items() if name != "curvature"}
 
     def along(self, name: Literal["lr", "weight_decay"], value: float) -> float | None:
         """Return the quadratic's least loss at a value of η, over λ, or of λ, over η; None where it has no minimum."""

@@ -33,6 +33,7 @@ def test_without_noise_the_minimum_is_exact() -> None:
     fit = fit_minimum(drawn(12, 0.0, 0))
     assert (fit.lr, fit.weight_decay, fit.loss) == pytest.approx((BEST_LR, BEST_DECAY, BEST_LOSS), rel=1e-6)
     assert fit.as_json()["problem"] is None
+    assert "curvature" not in fit.as_json()
     # 0.05 x² + 0.05 (x + y)², and its least values over the other one.
     assert fit.curvature == pytest.approx((0.1, 0.1, 0.05), rel=1e-6)
     assert fit.along("lr", BEST_LR * 4) == pytest.approx(BEST_LOSS + 0.05 * 2**2, rel=1e-6)

@@ -69,6 +69,9 @@ def test_trials_are_drawn_along_both_axes_with_the_least_of_the_quadratic(
         assert len(curve) > 50
         expected = [LOSS + curvature * math.log2(value / best) ** 2 for value, _ in curve]
         assert [loss for _, loss in curve] == pytest.approx(expected, rel=1e-6)
+        assert [one.label for one in panel.series if one.look == "dashed"] == [
+            "fitted quadratic of 9 trials (l2)"
+        ]
     # Four colours, from small to large values of the other one.
     spans = [one.label for one in lr.series if one.look == "points"]
     values = sorted(one["hyperparameters"]["weight_decay"] for one in completed)

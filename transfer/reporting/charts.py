@@ -215,7 +215,6 @@ def targets(runs: Sequence[RunFolder]) -> go.Figure:
 
 _LOOKS: dict[Look, dict[str, Any]] = {
     "points": {"mode": "markers", "marker": {"size": 9}},
-    "open": {"mode": "markers", "marker": {"size": 9, "symbol": "circle-open", "line": {"width": 2}}},
     "joined": {"mode": "lines+markers", "line": {"width": 0.8}, "marker": {"size": 9}},
     "line": {"mode": "lines+markers", "line": {"width": 2}, "marker": {"size": 4}},
     "dashed": {"mode": "lines", "line": {"width": 1.5, "dash": "dash"}},
@@ -227,14 +226,12 @@ _LOOKS: dict[Look, dict[str, Any]] = {
 
 
 def panel_chart(panel: Panel) -> go.Figure:
-    """Draw a panel."""
+    """Draw a panel, but a plain sweep's, whose looks `figures` alone knows."""
     figure = _figure(height=460)
     figure.add_traces([_trace(one) for one in panel.series])
     figure.update_xaxes(title=panel.x_label).update_yaxes(title=panel.y_label)
     if "y" in panel.log:
         _log(figure.layout.yaxis, (y for one in panel.series for y in one.y))
-    if panel.log == "x":
-        _log(figure.layout.xaxis, (x for one in panel.series for x in one.x))
     if panel.log == "xy":
         ticks = [f"{tick:g}" for tick in panel.ticks]
         figure.update_xaxes(type="log", tickvals=list(panel.ticks), ticktext=ticks)

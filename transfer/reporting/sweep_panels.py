@@ -81,7 +81,8 @@ def _fitted(trials: Sequence[TrialLine], name: Name) -> Iterator[Series]:
     x = np.geomspace(min(values), max(values), 101).tolist()
     curve = [(value, fit.along(name, value) or 0.0) for value in x]
     near = [(value, loss) for value, loss in curve if loss <= fit.loss * (1 + WINDOW)]
-    label = f"fitted quadratic of {plural(fit.trials, 'trial')}"
+    # Its shape is that of all forms of decay, its height that of the best trial's.
+    label = f"fitted quadratic of {plural(fit.trials, 'trial')} ({fit.decay})"
     yield Series(label=label, x=[x for x, _ in near], y=[y for _, y in near], look="dashed")
 
 
