@@ -191,10 +191,10 @@ def record(
     return {"number": number, **tried, **ended}
 
 
-def test_the_finalists_fit_a_terminal(tmp_path: Path) -> None:
+def test_the_finalists_fit_a_terminal() -> None:
     screen = StringIO()
     tuned = Hyperparameters(lr=0.03, weight_decay=17.0, huber_c=0.76)
-    out, console = tmp_path / "my [red] sweep", Console(file=screen, width=80)
+    out, console = Path("my [red] sweep"), Console(file=screen, width=80)
     show(swept(SweepConfig(), tuned, [record(3, "huber", 2.0)]), out, console)
     title, *lines = screen.getvalue().splitlines()
     assert title.strip() == "finalists, the recommended first"
