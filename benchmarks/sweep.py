@@ -3,9 +3,10 @@
     python benchmarks/sweep.py
 
 Fifty trials of about two seconds each run as a sweep, one and two at a time, and in a bare loop in this process, one
-after the other on one thread, half of them before each sweep and half after it. Rates are from the first trial's first step to the last trial's end:
-what starting takes stands by itself, and so does a sweep of twenty tiny trials. What the driver takes of a core is
-measured beside trials of a quarter of a minute too: it works when a trial begins, reports or ends.
+after the other on one thread, half of them before each sweep and half after it. Rates are from the first trial's first
+step to the last trial's end: what starting takes stands by itself, and so does a sweep of twenty tiny trials. What the
+driver takes of a core is measured beside trials of a quarter of a minute too: it works when a trial begins, reports or
+ends.
 """
 
 import json
