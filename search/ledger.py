@@ -53,7 +53,8 @@ class Ledger(Books):
     @property
     def total(self) -> int:
         """Trials that have ended or are to come: proposals, the finalists' other seeds, and the fitted minimum's."""
-        return len(self.records()) + sum(self._to_come())
+        ended = sum(trial.state.is_finished() for trial in self._trials())
+        return ended + sum(self._to_come())
 
     def _to_come(self) -> tuple[int, int]:
         """Return how many proposals, and how many other trials, have not ended, by how things stand now."""
