@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from widthwise.proxies import GPT, Coordinates, GPTConfig, Horizon, Hyperparameters, RunOptions, runs
-from widthwise.proxies.runs import RunSpec, base_settings, coordinate_deltas
+from widthwise.proxies import GPT, Coordinates, GPTConfig, RunOptions, runs
+from widthwise.proxies.runs import coordinate_deltas
 from widthwise.proxies.validation import ConfigError
+
+from .tiny import tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +87,8 @@ def test_of_a_gpt_the_embedding_the_blocks_and_the_logits_are_followed() -> None
 # Of a run
 
 
-def spec(steps: int = 40, **tuned: Any) -> RunSpec:
-    hyperparameters = Hyperparameters(**{"lr": 0.02, "weight_decay": 0.5, "huber_c": 1.0, **tuned})
-    return RunSpec(
-        model=GPTConfig(width=16, head_dim=8, depth=1, context=16),
-        base_width=16,
-        horizon=Horizon(batch_tokens=64, tokens=64 * steps),
-        hyperparameters=hyperparameters,
-        settings=base_settings(hyperparameters),
-        data="python",
-    )
-
-
 def test_a_runs_first_steps_have_no_part_of_its_weight_decay_and_a_long_warm_up() -> None:
-    found = coordinate_deltas(spec(), RunOptions(seed=1))
+    found = coordinate_deltas(tiny_run(40), RunOptions(seed=1))
     assert found is not None
     assert {name: len(deltas) for name, deltas in found.items()} == {
         "embedding": 10,
@@ -108,18 +98,18 @@ def test_a_runs_first_steps_have_no_part_of_its_weight_decay_and_a_long_warm_up(
     # Behind a readout that starts at zero, nothing but the logits moves in the first step.
     assert [name for name, deltas in found.items() if deltas[0] > 0] == ["logits"]
     assert all(deltas[1] > 0 for deltas in found.values())
-    assert coordinate_deltas(spec(weight_decay=10.0), RunOptions(seed=1)) == found
-    assert coordinate_deltas(spec(steps=80), RunOptions(seed=1)) == found
+    assert coordinate_deltas(tiny_run(40, weight_decay=10.0), RunOptions(seed=1)) == found
+    assert coordinate_deltas(tiny_run(80), RunOptions(seed=1)) == found
     # Its own warm-up, over a hundred steps, is longer.
-    gentler = coordinate_deltas(spec(steps=1000), RunOptions(seed=1))
+    gentler = coordinate_deltas(tiny_run(1000), RunOptions(seed=1))
     assert gentler is not None
     assert all(gentler[name][9] < 0.8 * found[name][9] for name in found)
 
 
 def test_a_runs_first_steps_are_means_over_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = coordinate_deltas(spec(), RunOptions(seed=1))
+    found = coordinate_deltas(tiny_run(40), RunOptions(seed=1))
     monkeypatch.setattr(runs, "STARTS", 1)
-    starts = [coordinate_deltas(spec(), RunOptions(seed=seed)) for seed in (4, 5, 6, 7)]
+    starts = [coordinate_deltas(tiny_run(40), RunOptions(seed=seed)) for seed in (4, 5, 6, 7)]
     assert found is not None
     for name, deltas in found.items():
         changes = [start[name][1:] for start in starts if start is not None]
@@ -128,10 +118,10 @@ def test_a_runs_first_steps_are_means_over_several_starts(monkeypatch: pytest.Mo
 
 
 def test_first_steps_that_diverge_are_none() -> None:
-    assert coordinate_deltas(spec(lr=1e30), RunOptions()) is None
+    assert coordinate_deltas(tiny_run(40, lr=1e30), RunOptions()) is None
 
 
 def test_first_steps_of_sharded_parameters_are_refused() -> None:
     message = "coordinates: needs the whole model on every worker (parallel 'ddp'), got 'fsdp'"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        coordinate_deltas(spec(), RunOptions(parallel="fsdp"))
+        coordinate_deltas(tiny_run(40), RunOptions(parallel="fsdp"))

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.kernels import AdamHC
-from widthwise.proxies import GPT, Diagnostics, GPTConfig, Horizon, Hyperparameters, Recorder, RunOptions
+from widthwise.proxies import GPT, Diagnostics, Recorder, RunOptions
 from widthwise.proxies import diagnostics as measure
 from widthwise.proxies.noise_laws import advance_variance, advance_variance_by_steps, update_ratio_law
 from widthwise.proxies.outcome import SPECTRUM_SHARES, KindDiagnostics, Metrics
 from widthwise.proxies.recorder import EXACT_UP_TO
-from widthwise.proxies.runs import RunSpec, base_settings, run
+from widthwise.proxies.runs import RunSpec, run
 from widthwise.proxies.validation import ConfigError
+
+from .tiny import tiny_run
 
 CONTEXT, STEPS = 16, 40
 
@@ -370,15 +372,7 @@ def test_what_cannot_be_followed_is_refused(optimizer: Callable[[nn.Module], Any
 
 
 def spec(**tuned: Any) -> RunSpec:
-    hyperparameters = Hyperparameters(**{"lr": 0.02, "weight_decay": 0.5, "huber_c": 1.0, **tuned})
-    return RunSpec(
-        model=GPTConfig(width=16, head_dim=8, depth=1, context=CONTEXT),
-        base_width=16,
-        horizon=Horizon(batch_tokens=4 * CONTEXT, tokens=STEPS * 4 * CONTEXT),
-        hyperparameters=hyperparameters,
-        settings=base_settings(hyperparameters),
-        data="python",
-    )
+    return tiny_run(STEPS, **tuned)
 
 
 OBSERVED = RunOptions(seed=3, evaluations=4, validation_batches=1, diagnostics=True)

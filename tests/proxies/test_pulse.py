@@ -8,20 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from widthwise.proxies import GPTConfig, Horizon, Hyperparameters, RunOptions, pulse
+from widthwise.proxies import RunOptions, pulse
 from widthwise.proxies.pulse import Beat, last_beat
-from widthwise.proxies.runs import RunSpec, base_settings, run
+from widthwise.proxies.runs import run
+
+from .tiny import tiny_run
 
 STEPS = 6
-TUNED = Hyperparameters(lr=0.02, weight_decay=0.5, huber_c=1.0)
-SPEC = RunSpec(
-    model=GPTConfig(width=16, head_dim=8, depth=1, context=16),
-    base_width=16,
-    horizon=Horizon(batch_tokens=32, tokens=32 * STEPS),
-    hyperparameters=TUNED,
-    settings=base_settings(TUNED),
-    data="python",
-)
+SPEC = tiny_run(STEPS, batch_tokens=32)
 
 
 @pytest.fixture(autouse=True)
