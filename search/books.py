@@ -99,6 +99,9 @@ class Books(ABC):
         # them, and a database takes its time for every answer.
         self._curves: dict[int, dict[int, float]] = {}
         self._read: list[FrozenTrial] | None = None
+        # The records of those that have ended, which nothing changes any more, and their lines in the file.
+        self._ended: dict[int, dict[str, Any]] = {}
+        self._lines: dict[int, str] = {}
         require_folder(out, layout, resume=resume, storage=storage)
         self._lock = ExitStack()
         self._lock.enter_context(locked(out))
@@ -129,14 +132,9 @@ class Books(ABC):
         """Release the folder and the study."""
         self._lock.close()
 
-    @property
     @abstractmethod
-    def total(self) -> int:
-        """Trials in all, as far as is known."""
-
-    def outlook(self) -> Outlook | None:
-        """Return what the trials that have not ended are expected to take; None where nothing tells."""
-        return None
+    def outlook(self) -> Outlook:
+        """Return what is to come, as far as is known, and what it is expected to take."""
 
     @abstractmethod
     def run(self, trial: Trial) -> Run:
@@ -218,7 +216,11 @@ class Books(ABC):
 
     def records(self) -> list[dict[str, Any]]:
         """Return every finished trial as plain data."""
-        return [self._record(trial) for trial in self._trials() if trial.state.is_finished()]
+        ended = [trial for trial in self._trials() if trial.state.is_finished()]
+        for trial in ended:
+            if trial.number not in self._ended:
+                self._ended[trial.number] = self._record(trial)
+        return [self._ended[trial.number] for trial in ended]
 
     def label(self, record: Mapping[str, Any]) -> str:
         """Return what a record's trial is called on the terminal."""
@@ -226,8 +228,11 @@ class Books(ABC):
 
     def write_records(self) -> None:
         """Write the file of records anew from the study: each finished trial stands in it exactly once."""
-        lines = [json.dumps(record, allow_nan=False) for record in self.records()]
-        write_atomic(self.out / self.layout.records, "".join(f"{line}\n" for line in lines))
+        for record in self.records():
+            if record["number"] not in self._lines:
+                self._lines[record["number"]] = json.dumps(record, allow_nan=False)
+        lines = (f"{line}\n" for _, line in sorted(self._lines.items()))
+        write_atomic(self.out / self.layout.records, "".join(lines))
 
     def _keep(self, trial: Trial, step: int, loss: float) -> None:
         """Store an intermediate loss."""

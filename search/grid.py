@@ -132,12 +132,7 @@ class Grid(Books):
         )
         super().__init__(out, layout, config, resume=resume, storage=storage)
 
-    @property
-    def total(self) -> int:
-        """Runs that have ended, are running, or are wanted now."""
-        return len(self._keys() | {run.key for run in self._wishes()})
-
-    def outlook(self) -> Outlook | None:
+    def outlook(self) -> Outlook:
         """Return what is expected of the runs that have not ended, once one of each width among them has."""
         took: dict[int, list[float]] = {}
         for trial in self._trials(TrialState.COMPLETE):
@@ -145,9 +140,8 @@ class Grid(Books):
             took.setdefault(width, []).append(trial.user_attrs["seconds"])
         ended = self.outcomes().keys()
         widths = [run.spec.model.width for run in self._wishes() if run.key not in ended]
-        if not all(width in took for width in widths):
-            return None
-        return Outlook(len(widths), sum(fmean(took[width]) for width in widths))
+        is_known = all(width in took for width in widths)
+        return Outlook(len(widths), sum(fmean(took[width]) for width in widths) if is_known else None)
 
     def is_finished(self) -> bool:
         """Return whether nothing is left to run."""

@@ -50,12 +50,6 @@ class Ledger(Books):
         super().__init__(out, layout, identity, may_change=may_change, resume=resume, storage=storage)
         self.study.pruner = pruner(config)
 
-    @property
-    def total(self) -> int:
-        """Trials that have ended or are to come: proposals, the finalists' other seeds, and the fitted minimum's."""
-        ended = sum(trial.state.is_finished() for trial in self._trials())
-        return ended + sum(self._to_come())
-
     def _to_come(self) -> tuple[int, int]:
         """Return how many proposals, and how many other trials, have not ended, by how things stand now."""
         unfinished = self._trials(TrialState.WAITING, TrialState.RUNNING)
@@ -69,8 +63,8 @@ class Ledger(Books):
             candidates += 1
         return proposals, others + len(self._missing()) + candidates * (self.config.seeds - 1)
 
-    def outlook(self) -> Outlook | None:
-        """Return what is expected of the trials that have not ended."""
+    def outlook(self) -> Outlook:
+        """Return what is expected of proposals, the finalists' other seeds, and the fitted minimum's."""
         proposals, others = self._to_come()
         return of_sweep(self.records(), tokens=self.config.horizon.tokens, proposals=proposals, others=others)
 

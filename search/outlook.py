@@ -12,25 +12,23 @@ class Outlook:
 
     Attributes:
         trials: that have not ended, the running ones among them.
-        seconds: that these take in all, one after the other, from their beginnings.
+        seconds: that these take in all, one after the other, from their beginnings; None where nothing tells.
     """
 
     trials: int
-    seconds: float
+    seconds: float | None
 
-    def seconds_left(self, spent: Sequence[float], at_a_time: int) -> float:
+    def seconds_left(self, spent: Sequence[float], at_a_time: int) -> float | None:
         """Return the time until the study ends, where running trials have `spent` so many seconds each."""
-        if not self.trials:
-            return 0.0
+        if self.seconds is None or not self.trials:
+            return self.seconds
         usual = self.seconds / self.trials
         behind = sum(min(seconds, usual) for seconds in spent)
         return (self.seconds - behind) / min(at_a_time, self.trials)
 
 
-def of_sweep(
-    records: Sequence[Mapping[str, Any]], *, tokens: int, proposals: int, others: int
-) -> Outlook | None:
-    """Return what is expected of a sweep's trials; None until a proposal has completed the whole horizon.
+def of_sweep(records: Sequence[Mapping[str, Any]], *, tokens: int, proposals: int, others: int) -> Outlook:
+    """Return what is expected of a sweep's trials; no seconds until a proposal has completed the whole horizon.
 
     Proposals take as long as those that have ended, stopped and diverged ones too. What confirms them runs to its end,
     and measures on the way: as long as such trials, once there is one, until then as completed proposals.
@@ -45,7 +43,7 @@ def of_sweep(
     proposed = [one for one in ended if one["confirms"] is None and not one["fitted"]]
     whole = [one["seconds"] for one in proposed if one["status"] == "completed" and one["horizon"] == tokens]
     if not whole:
-        return None
+        return Outlook(proposals + others, None)
     again = [
         one["seconds"]
         for one in ended

@@ -18,7 +18,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from widthwise.search.outlook import Outlook
 from widthwise.search.view import BarAndLines, best_line, counts_line
 
 if TYPE_CHECKING:
@@ -71,12 +70,10 @@ class Progress:
         self.books = books
         self.console = console(enabled=enabled)
         self.bar = progress_bar(books.layout.what, self.console, _TimeLeft())
-        self.total = books.total
-        self.task = self.bar.add_task("", total=self.total)
         # What every trial reported last, and what is to come.
         self.latest: dict[int, Mapping[str, Any]] = {}
-        self.outlook: Outlook | None = None
-        self.records = books.records()
+        self._look()
+        self.task = self.bar.add_task("", total=self.total)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -92,8 +89,7 @@ class Progress:
         """Say so of the first trial: until it ends there is nothing to say, and that may take long."""
         if not self.latest:
             self.say("starting the first trials")
-        # Not at every evaluation: a study on a server answers each question in its time.
-        self.total, self.outlook = self.books.total, self.books.outlook()
+        self._look()
         self.latest[number] = {}
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
@@ -111,8 +107,7 @@ class Progress:
     def ended(self, number: int) -> None:
         """Redraw after a trial has ended."""
         told = {record["number"] for record in self.records}
-        self.records, self.total = self.books.records(), self.books.total
-        self.outlook = self.books.outlook()
+        self._look()
         for record in self.records:
             if record["number"] not in told:
                 self._say(record)
@@ -120,8 +115,6 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Return how long the study goes on by what its trials have taken so far; None where that is not known."""
-        if self.outlook is None:
-            return None
         spent = [one.get("seconds", 0.0) for one in self._running()]
         return self.outlook.seconds_left(spent, self.books.places)
 
@@ -134,6 +127,11 @@ class Progress:
     def warn(self, said: str) -> None:
         """Print a line of something that went wrong, above the bar where there is one."""
         self._print(f"widthwise: {said}")
+
+    def _look(self) -> None:
+        """Ask the books; not at every evaluation: a study on a server answers each question in its time."""
+        self.records, self.outlook = self.books.records(), self.books.outlook()
+        self.total = len(self.records) + self.outlook.trials
 
     def _print(self, line: str) -> None:
         self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

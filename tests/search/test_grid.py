@@ -77,7 +77,7 @@ def test_the_time_left_is_known_once_a_run_of_each_width_has_ended(opened: Calla
     numbers = [begin(grid)[0] for _ in range(4)]
     took = {0: 1.0, 1: 3.0, 3: 9.0}
     for number, seconds in took.items():
-        assert grid.outlook() is None
+        assert grid.outlook().seconds is None
         grid.finish(numbers[number], "completed", {"loss": 3.0, "tokens": 61440, "seconds": seconds})
     # One narrow run still runs, one wide one is still to come.
     assert grid.outlook() == Outlook(2, 2.0 + 9.0)
@@ -93,13 +93,13 @@ def test_runs_come_in_the_order_wanted_until_nothing_new_is(opened: Callable[...
     ]
     # The data is the grid's, wherever the spec had it from.
     assert started[0][1].spec == spec().model_copy(update={"data": "/data"})
-    assert (grid.next(), grid.total) == ("wait", 3)
+    assert (grid.next(), grid.outlook().trials) == ("wait", 3)
     grid.report(0, 20, 3.5)
     for number in (1, 0):
         complete(grid, number, 3.0 + number)
     assert grid.next() == "wait"
     grid.finish(2, "diverged", {"loss": math.inf, "tokens": 1024, "seconds": 0.5, "measured": {}})
-    assert (begin(grid)[1].key, grid.total) == ("d", 4)
+    assert (begin(grid)[1].key, grid.outlook().trials) == ("d", 1)
     assert not grid.is_finished()
     complete(grid, 3)
     assert grid.next() == "finished"

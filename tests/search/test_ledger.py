@@ -19,6 +19,7 @@ from widthwise.search import SearchSpace, Storage, folders, sweep
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.executing import Placement
 from widthwise.search.ledger import Ledger
+from widthwise.search.outlook import Outlook
 from widthwise.search.samplers import sampler
 from widthwise.search.space import Point
 from widthwise.search.status import study_status
@@ -35,7 +36,7 @@ def states(ledger: Ledger) -> list[TrialState]:
 
 def test_proposals_come_first_then_the_finalists_with_other_seeds(opened: Callable[..., Ledger]) -> None:
     ledger = opened()
-    assert ledger.total == 6 + 2 * 2
+    assert ledger.outlook() == Outlook(6 + 2 * 2, None)
     play(ledger, 5)
     last, tried = begin(ledger)
     assert ledger.next() == "wait"
@@ -299,7 +300,7 @@ def test_the_minimum_of_the_fitted_quadratic_is_tried_with_all_seeds_and_recomme
     ledger = opened(**quadratic())
     play(ledger, 12)
     fitted, *confirmations = play(ledger, 5)
-    assert (ledger.total, ledger.next(), ledger.is_finished()) == (17, "finished", True)
+    assert (ledger.outlook().trials, ledger.next(), ledger.is_finished()) == (0, "finished", True)
     # The losses are a quadratic in (log η, log λ) with its minimum at (0.03, 1).
     assert (fitted["lr"], fitted["weight_decay"]) == pytest.approx((0.03, 1.0))
     best = ledger.finalists()[0].number
@@ -376,7 +377,7 @@ def test_proposals_end_when_they_have_not_been_better_for_long(opened: Callable[
         ledger.finish(number, "completed", {"loss": loss})
     # Two since the best: another one is proposed, and after it none.
     ledger.finish(begin(ledger)[0], "diverged", {})
-    assert ledger.total == 5 + 1
+    assert ledger.outlook().trials == 1
     number, _ = begin(ledger)
     assert ledger.study.get_trials()[number].user_attrs["confirms"] == 1
     ledger.finish(number, "completed", {"loss": 2.1})
@@ -410,7 +411,7 @@ def test_proposals_with_too_short_a_horizon_are_not_run(opened: Callable[..., Le
 
 def test_a_single_seed_confirms_nothing(opened: Callable[..., Ledger]) -> None:
     ledger = opened(seeds=1)
-    assert ledger.total == 6
+    assert ledger.outlook().trials == 6
     play(ledger, 6)
     assert ledger.next() == "finished"
 
