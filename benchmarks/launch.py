@@ -1,6 +1,6 @@
 """Compare what a target run through Ray Train, with one worker, costs beside a bare training loop.
 
-    OMP_WAIT_POLICY=passive python benchmarks/launch.py [ROUNDS]
+    OMP_WAIT_POLICY=passive python benchmarks/launch.py [ROUNDS [STEPS]]
 
 Both train the same model on the same batches with AdamHC for as many steps, one after the other, several times.
 Seconds of the clock tell little on a machine with other work; seconds of the processor are those of all processes
@@ -27,15 +27,15 @@ from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.schedule import schedule
 from widthwise.transfer import LaunchOptions, Plan, Recipe, launch
 
-WIDTH, STEPS = 128, 40
+WIDTH = 128
 
 
-def main(rounds: str = "3") -> None:
-    plan = _plan()
+def main(rounds: str = "3", steps: str = "40") -> None:
+    plan = _plan(int(steps))
     pairs = [(_bare(plan), _launched(plan)) for _ in range(int(rounds))]
     figures = {
         "width": WIDTH,
-        "steps": STEPS,
+        "steps": plan.horizon.steps,
         "threads": os.cpu_count(),
         "bare": [bare for bare, _ in pairs],
         "launched": [launched for _, launched in pairs],
@@ -59,9 +59,9 @@ def _speed(tokens: int, seconds: float, cpu_seconds: float) -> dict[str, int]:
     }
 
 
-def _plan() -> Plan:
+def _plan(steps: int) -> Plan:
     tuned = Hyperparameters(lr=0.02, weight_decay=1.0, huber_c=2.0, clip_norm=1.0)
-    horizon = Horizon(batch_tokens=2048, tokens=2048 * STEPS)
+    horizon = Horizon(batch_tokens=2048, tokens=2048 * steps)
     return Recipe(hyperparameters=tuned, proxy=GPTConfig(width=64), horizon=horizon).at(width=WIDTH)
 
 
@@ -73,7 +73,7 @@ def _bare(plan: Plan) -> dict[str, int]:
     optimizer = AdamHC(plan.parameter_groups(model, table), clip_norm=1.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
     sequences = plan.horizon.sequences(plan.model.context)
-    first = STEPS // 4
+    first = plan.horizon.steps // 4
     for step in range(plan.horizon.steps):
         if step == first:
             began, used = time.perf_counter(), time.process_time()
@@ -83,7 +83,7 @@ def _bare(plan: Plan) -> dict[str, int]:
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    tokens_seen = (STEPS - first) * plan.horizon.batch_tokens
+    tokens_seen = (plan.horizon.steps - first) * plan.horizon.batch_tokens
     return _speed(tokens_seen, time.perf_counter() - began, time.process_time() - used)
 
 
@@ -91,7 +91,8 @@ def _launched(plan: Plan) -> dict[str, int]:
     """Return the speed of `launch` between its first and its last evaluation, all its processes counted."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "target"
-        running = subprocess.Popen([sys.executable, __file__, "--launch", out], start_new_session=True)
+        arguments = ["--launch", out, str(plan.horizon.steps)]
+        running = subprocess.Popen([sys.executable, __file__, *arguments], start_new_session=True)
         began, first = _at_evaluation(out, 1, running)
         ended, last = _at_evaluation(out, 4, running)
         running.wait()
@@ -104,7 +105,7 @@ def _at_evaluation(out: Path, count: int, running: subprocess.Popen[bytes]) -> t
     path = out / "metrics.jsonl"
     while not path.exists() or len(lines := path.read_text().splitlines()) < count:
         assert running.poll() is None, "the run has ended"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return _cpu_seconds(running.pid), json.loads(lines[count - 1])
 
 
@@ -124,7 +125,7 @@ def _cpu_seconds(session: int) -> float:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--launch"]:
         launch(
-            _plan(),
+            _plan(int(sys.argv[3])),
             Path(sys.argv[2]),
             LaunchOptions(evaluations=4, validation_batches=1),
             show_progress=False,
