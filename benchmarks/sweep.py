@@ -6,15 +6,17 @@ Fifty trials of about two seconds each run as a sweep, one and two at a time, an
 after the other on one thread, half of them before each sweep and half after it. Rates are from the first trial's first
 step to the last trial's end: what starting takes stands by itself, and so does a sweep of twenty tiny trials. What the
 driver takes of a core is measured beside trials of a quarter of a minute too: it works when a trial begins, reports or
-ends.
+ends. Two bare loops at once say how much two of the machine's cores are slower than one, which no sweep can mend.
 """
 
 import json
+import multiprocessing
 import resource
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -61,13 +63,13 @@ class Measured:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     sweeps, loops = {}, {}
     for concurrency in CONCURRENCY:
         config = configured(TRIALS, STEPS, concurrency)
         before = bare(config, TRIALS // 2)
         sweeps[concurrency] = measured(config)
         loops[concurrency] = before + bare(config, TRIALS // 2)
+    at_once = bare_at_once(configured(TRIALS, STEPS, 1), TRIALS // 2)
     tiny, long = (measured(configured(**size, concurrency=2)) for size in (TINY, LONG))
     alone = sweeps[1]
     figures = {
@@ -79,6 +81,7 @@ def main() -> None:
         "rate_over_the_bare_loop_times_concurrency": [
             round(loops[concurrency] / one.running / concurrency, 3) for concurrency, one in sweeps.items()
         ],
+        "bare_loop_over_two_at_once": round(fmean(loops.values()) / 2 / at_once, 3),
         "overhead_seconds_per_trial_median": round(median(alone.gaps), 3),
         "overhead_seconds_per_trial_max": round(max(alone.gaps), 3),
         "overhead_median_of_the_first_and_the_last_ten": [
@@ -151,7 +154,8 @@ def watched() -> Iterator[list[tuple[datetime, float]]]:
 
 
 def bare(config: SweepConfig, trials: int) -> float:
-    """Return the seconds that such trials take in a loop in this process."""
+    """Return the seconds that such trials take in a loop in this process, on one thread."""
+    torch.set_num_threads(1)
     options = {"evaluations": config.evaluations, "validation_batches": config.validation_batches}
     spec = trial_spec(config, Hyperparameters(lr=0.03, weight_decay=1.0, huber_c=2.0))
     opened(config.data, config.model.vocab_size)
@@ -159,6 +163,14 @@ def bare(config: SweepConfig, trials: int) -> float:
     for seed in range(trials):
         run(spec, RunOptions(seed=seed, **options))
     return time.perf_counter() - began
+
+
+def bare_at_once(config: SweepConfig, trials: int) -> float:
+    """Return the mean seconds of two bare loops in processes of their own, at the same time."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for count in (1, trials):  # the first for what is imported and built
+            seconds = fmean(pool.map(bare, [config] * 2, [count] * 2))
+    return seconds
 
 
 def _endings(out: Path) -> list[datetime]:
