@@ -222,7 +222,9 @@ _LOCAL = {
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
     # Bytes, of glibc: a step's tensors are as large in the next one, and memory that goes back to the kernel in between
-    # is faulted in anew, 300 pages a step. Measured on proxies of width 32: a tenth of the training's time.
+    # is faulted in anew, 300 pages a step. Measured on proxies of width 32: a tenth of the training's time. In one arena,
+    # because every trial and every report is a thread, and each of a core's eight arenas would keep as much.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
     # Seconds to look for Ray's other processes when they are gone, as after SIGTERM to all of them; 60 else.
