@@ -222,8 +222,8 @@ _LOCAL = {
     # Several single-threaded workers share the cores: a spinning OpenMP thread costs its neighbour.
     "OMP_WAIT_POLICY": "passive",
     # Bytes, of glibc: a step's tensors are as large in the next one, and memory that goes back to the kernel in between
-    # is faulted in anew, 300 pages a step. Measured on proxies of width 32: a tenth of the training's time. In one arena,
-    # because every trial and every report is a thread, and each of a core's eight arenas would keep as much.
+    # is faulted in anew, 300 pages a step. Measured on proxies of width 32: a tenth of the training's time. One arena,
+    # because every trial and every report is a thread, and each of eight arenas a core would keep as much.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
