@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from widthwise.proxies.validation import ConfigError, nearest
+from widthwise.proxies.validation import ConfigError, first_line, nearest
 
 
 def referenced(field: str, reference: str, folder: Path) -> Callable[..., Any]:
@@ -21,21 +21,29 @@ def referenced(field: str, reference: str, folder: Path) -> Callable[..., Any]:
         ConfigError: there is no such module or function, or importing the module fails.
     """
     module, colon, name = reference.partition(":")
+    if module.endswith(".py"):
+        raise ConfigError(f"{field}: must be MODULE:FUNCTION, the module without .py, got {reference!r}")
     if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise ConfigError(f"{field}: must be MODULE:FUNCTION, got {reference!r}")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
         home = import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{field}: no module {error.name!r} for {reference!r}") from None
     except Exception as error:
-        raise ConfigError(f"{field}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise ConfigError(f"{field}: no module {error.name!r} for {reference!r}") from None
+        raise ConfigError(f"{field}: importing {module!r} failed: {_told(error)}") from error
     if not callable(function := getattr(home, name, None)):
         near = nearest(name, [one for one in vars(home) if callable(getattr(home, one))])
         raise ConfigError(f"{field}: module {module!r} has no function {name!r}{near}")
     found: Callable[..., Any] = function
     return found
+
+
+def _told(error: BaseException) -> str:
+    """Return what was raised, and what that was raised for: some packages hide the mistake behind one of their own."""
+    said = f"{type(error).__name__}: {first_line(str(error))}"
+    return said if error.__cause__ is None else f"{said} ({_told(error.__cause__)})"
 
 
 def local_source(reference: str, folder: Path) -> list[Path]:

@@ -5,9 +5,11 @@ a readout, a gain or a bias. The table is read once, from shapes alone, before a
 or copied; afterwards only names matter. Nothing is attached to the model.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from math import prod
+from shlex import quote
 
 import torch
 from mup.infshape import InfShape
@@ -155,7 +157,7 @@ class _Reading:
         raise ConfigError(
             f"build: cannot tell the kind of parameter {name!r} of shape {tuple(shape.shape())} in "
             f"{type(owner).__name__} ({shape.ninf()} growing {dimensions}); name it: "
-            f"{_naming(name, 'embedding')} ('matrix' for η/w, where it sums over the width)"
+            f"{_naming(self._alike(name), 'embedding')} ('matrix' for η/w, where it sums over the width)"
         )
 
     def _summed(self, name: str) -> int:
@@ -186,14 +188,18 @@ class _Reading:
 
     def _require_no_guess(self, kinds: Mapping[str, Kind]) -> None:
         """Refuse kinds that the shapes suggest but that are more likely something else, with η not scaled."""
+
+        def listed(names: list[str]) -> str:
+            return _listed(list(dict.fromkeys(map(self._alike, names))))
+
         readouts = [name for name, kind in kinds.items() if kind == "readout"]
         guesses = [name for name in readouts if name not in self.forced]
         if guesses and len(readouts) > 1:
             raise ConfigError(
-                f"build: cannot tell readouts from other layers from growing to fixed size, got {_listed(readouts)}; "
-                "scale kv heads with the width, or name each: 'matrix' divides η by the ratio of widths, for layers "
-                "within the model, 'readout' keeps η, for its outputs: "
-                f"{_naming(guesses[0], 'matrix')}"
+                f"build: cannot tell readouts from other layers from growing to fixed size, got {listed(readouts)}; "
+                "let what is fixed, such as kv heads, grow with the width, or name each: 'matrix' divides η by the "
+                "ratio of widths, for layers within the model, 'readout' keeps η, for its outputs; as in "
+                f"{_naming(self._alike(guesses[0]), 'matrix')}"
             )
         embeds = [
             name
@@ -202,9 +208,18 @@ class _Reading:
         ]
         if embeds:
             raise ConfigError(
-                f"build: must not have linear layers from fixed to growing size, got {_listed(embeds)}; scale "
-                f"bottlenecks with the width, or name input layers: {_naming(embeds[0], 'embedding')}"
+                f"build: must not have linear layers from fixed to growing size, got {listed(embeds)}; scale "
+                f"bottlenecks with the width, or name input layers: {_naming(self._alike(embeds[0]), 'embedding')}"
             )
+
+    def _alike(self, name: str) -> str:
+        """Return a pattern for a parameter and its like in other layers; its name where that would match others too."""
+        pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        matched = [other for other in self.infshapes if fnmatchcase(other, pattern)]
+        looks = {
+            (type(self.owners[other]), *(size.isinf() for size in self.infshapes[other])) for other in matched
+        }
+        return pattern if len(matched) > 1 and len(looks) == 1 else name
 
 
 def _is_layer(owner: nn.Module) -> bool:
@@ -220,7 +235,7 @@ def _is_in_out(owner: nn.Module) -> bool:
 
 def _naming(name: str, kind: Kind) -> str:
     """Return how a kind is said in Python and, in brackets, to a command."""
-    return f"overrides={{{name!r}: {kind!r}}} (--override {name}={kind})"
+    return f"overrides={{{name!r}: {kind!r}}} (--override {quote(f'{name}={kind}')})"
 
 
 def _listed(names: list[str]) -> str:

@@ -393,9 +393,9 @@ def regression(width: int) -> nn.Module:
 
 READOUTS = (
     "build: cannot tell readouts from other layers from growing to fixed size, got 'key.weight', 'value.weight', "
-    "'readout.weight'; scale kv heads with the width, or name each: 'matrix' divides η by the ratio of widths, for "
-    "layers within the model, 'readout' keeps η, for its outputs: overrides={'key.weight': 'matrix'} "
-    "(--override key.weight=matrix)"
+    "'readout.weight'; let what is fixed, such as kv heads, grow with the width, or name each: 'matrix' divides η by "
+    "the ratio of widths, for layers within the model, 'readout' keeps η, for its outputs; as in "
+    "overrides={'key.weight': 'matrix'} (--override key.weight=matrix)"
 )
 
 
@@ -419,8 +419,36 @@ def test_a_message_names_only_some_of_many() -> None:
         return nn.Sequential(nn.Linear(width, width), *(nn.Linear(width, 8) for _ in range(50)))
 
     shown = ", ".join(f"'{index}.weight'" for index in range(1, 7))
-    with pytest.raises(ConfigError, match=f"got {shown} and 44 more; scale kv heads"):
+    with pytest.raises(ConfigError, match=f"got {shown} and 44 more; let what is fixed"):
         parameter_table(deep, width=64, base_width=16)
+
+
+def test_a_message_names_what_is_alike_in_all_layers_once() -> None:
+    class Layer(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.key, self.up = nn.Linear(width, 32), nn.Linear(width, width)
+            self.adapter = nn.Sequential(nn.Linear(width, 8), nn.Linear(8, width))
+            self.router = nn.Parameter(torch.empty(4, width))
+
+    def deep(width: int) -> nn.Module:
+        return nn.ModuleDict({"layers": nn.ModuleList(Layer(width) for _ in range(3))})
+
+    def refusal(overrides: dict[str, Kind]) -> str:
+        with pytest.raises(ConfigError) as caught:
+            parameter_table(deep, width=64, base_width=16, overrides=overrides)
+        return str(caught.value)
+
+    router: dict[str, Kind] = {"layers.*.router": "matrix"}
+    assert "name it: overrides={'layers.*.router': 'embedding'} (--override 'layers.*.router=embedding')" in (
+        refusal({})
+    )
+    # A pattern without the number of the adapter's layer would name both of them, which are no like.
+    down = [f"'layers.{index}.adapter.0.weight'" for index in range(3)]
+    assert f"got 'layers.*.key.weight', {', '.join(down)}; let what is fixed" in refusal(router)
+    down_named: dict[str, Kind] = {**router, "layers.*.key.weight": "matrix", "*.adapter.0.weight": "matrix"}
+    up = [f"'layers.{index}.adapter.1.weight'" for index in range(3)]
+    assert f"fixed to growing size, got {', '.join(up)}; scale bottlenecks" in refusal(down_named)
 
 
 def test_a_linear_layer_from_fixed_to_growing_size_must_be_named() -> None:

@@ -37,9 +37,13 @@ def _in_a_folder_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "my_model.py").write_text(SOURCE)
     (tmp_path / "importing.py").write_text("import absent_library")
     (tmp_path / "failing.py").write_text("1 / 0")
+    # As transformers does where torchvision does not fit torch.
+    (tmp_path / "hiding.py").write_text(
+        "raise ModuleNotFoundError('something is amiss\\nand more') from RuntimeError('the reason')"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("my_model", "importing", "failing"):
+    for name in ("my_model", "importing", "failing", "hiding"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -154,13 +158,19 @@ def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixt
         ("absent:build", "no module 'absent' for 'absent:build'"),
         ("importing:build", "no module 'absent_library' for 'importing:build'"),
         ("failing:build", "importing 'failing' failed: ZeroDivisionError: division by zero"),
+        (
+            "hiding:build",
+            "importing 'hiding' failed: ModuleNotFoundError: something is amiss (RuntimeError: the reason)",
+        ),
+        ("my_model.py:build", "must be MODULE:FUNCTION, the module without .py, got 'my_model.py:build'"),
         ("my_model:biuld", "module 'my_model' has no function 'biuld'; did you mean 'build'?"),
         ("my_model:nn", "module 'my_model' has no function 'nn'"),
         (
             "my_model:kv_heads",
-            "cannot tell readouts from other layers from growing to fixed size, got '1.weight', '2.weight'; scale kv "
-            "heads with the width, or name each: 'matrix' divides η by the ratio of widths, for layers within the "
-            "model, 'readout' keeps η, for its outputs: overrides={'1.weight': 'matrix'} (--override 1.weight=matrix)",
+            "cannot tell readouts from other layers from growing to fixed size, got '1.weight', '2.weight'; let what "
+            "is fixed, such as kv heads, grow with the width, or name each: 'matrix' divides η by the ratio of widths, "
+            "for layers within the model, 'readout' keeps η, for its outputs; as in overrides={'1.weight': 'matrix'} "
+            "(--override 1.weight=matrix)",
         ),
     ],
 )
