@@ -19,7 +19,7 @@ from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.books import Books, Next, Run
 from widthwise.search.executing import Placement, execute
-from widthwise.search.folders import Layout
+from widthwise.search.folders import Layout, require_content
 from widthwise.search.names import GRID_STUDY, SWEEP_STUDY
 from widthwise.search.outlook import Outlook
 from widthwise.search.storage import Storage
@@ -70,8 +70,9 @@ def run_all(
 
     Args:
         more: given the outcomes of all runs that have ended, by key, returns the runs that are wanted, in the order
-            in which they should start; those that have ended or are running are passed over. It is called whenever
-            a run has ended, and must answer the same to the same outcomes.
+            in which they should start; those that have ended or are running are passed over. It is called with no
+            outcomes first, whose runs the data must suffice for, and whenever a run has ended; it must answer the
+            same to the same outcomes.
         out: folder for ``runs.db``, ``runs.jsonl`` and the checkpoints of unfinished runs.
         config: JSON that says what the runs are for; a resumed folder must have been started with the same.
         data: what all runs train on, in place of what their specs say.
@@ -91,7 +92,7 @@ def run_all(
     """
     placement = placement or Placement()
     source = absolute_source(data)
-    fingerprint = open_tokens(source).fingerprint
+    fingerprint = _fingerprint(source, more({}))
     placement.require()
     grid = Grid(more, out, config, data=source, what=what, resume=resume, storage=storage)
     try:
@@ -103,6 +104,48 @@ def run_all(
         return grid.outcomes()
     finally:
         grid.close()
+
+
+def require_folder(
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    what: str = "grid",
+    resume: bool = False,
+    storage: Storage | None = None,
+) -> None:
+    """Raise the ConfigError with which `run_all` would refuse the folder, for a caller that runs nothing.
+
+    With `resume` a folder without runs is allowed, too: there is nothing that could be lost.
+    """
+    layout = _layout(what)
+    if resume and layout.is_in(out):
+        Grid(lambda _: [], out, config, data="", what=what, resume=True, storage=storage).close()
+    else:
+        require_content(out, layout, resume=False)
+
+
+def _fingerprint(source: str, runs: Sequence[Run]) -> str:
+    """Return the fingerprint of the tokens; raise a ConfigError where they do not suffice for one of the runs."""
+    if not runs:
+        return open_tokens(source).fingerprint
+    needs = {
+        (one.spec.model.vocab_size, one.spec.model.context, one.spec.horizon.batch_tokens) for one in runs
+    }
+    for vocab_size, context, batch_tokens in needs:
+        tokens = open_tokens(source, vocab_size=vocab_size)
+        tokens.require(context, batch_tokens // context)
+    return tokens.fingerprint
+
+
+def _layout(what: str) -> Layout:
+    return Layout(
+        what=what,
+        study=GRID_STUDY,
+        records="runs.jsonl",
+        folder="runs",
+        foreign=dict.fromkeys(SWEEP_STUDY, "a sweep"),
+    )
 
 
 class Grid(Books):
@@ -123,14 +166,7 @@ class Grid(Books):
         self.more, self.data = more, data
         self._told = -1
         self._runs: Sequence[Run] = ()
-        layout = Layout(
-            what=what,
-            study=GRID_STUDY,
-            records="runs.jsonl",
-            folder="runs",
-            foreign=dict.fromkeys(SWEEP_STUDY, "a sweep"),
-        )
-        super().__init__(out, layout, config, resume=resume, storage=storage)
+        super().__init__(out, _layout(what), config, resume=resume, storage=storage)
 
     def outlook(self) -> Outlook:
         """Return what is expected of the runs that have not ended, once one of each width among them has."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -201,6 +202,23 @@ def test_a_resumed_grid_must_be_the_one_that_was_started(opened: Callable[..., G
         opened(config={**CONFIG, "rule": {"name": "sp"}}, resume=True)
     rule = f"must be as the check in {out} was started, fan-sqrt"
     assert str(caught.value) == f"rule.name: {rule}, got sp"
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        ("tokens.txt", "the validation split must hold at least context + 1 = 65 tokens, got 50"),
+        ("tokens.bin", "token 500 is beyond the vocabulary: vocab_size must be > 500, got 256"),
+    ],
+)
+def test_data_that_do_not_suffice_are_told_before_anything_is_started(
+    tmp_path: Path, written: str, rule: str
+) -> None:
+    np.full(500, 500, dtype=np.uint16).tofile(path := tmp_path / written)
+    with pytest.raises(ConfigError) as caught:
+        run_all(three, tmp_path / "grid", config=CONFIG, data=str(path))
+    assert str(caught.value) == f"data: {path}: {rule}"
+    assert not (tmp_path / "grid").exists()
 
 
 SCRIPT = """
