@@ -11,7 +11,7 @@ from widthwise.proxies.files import write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.executing import Placement
-from widthwise.search.grid import Outcome, Run, run_all
+from widthwise.search.grid import Outcome, Run, require_folder, run_all
 from widthwise.search.storage import Storage
 from widthwise.transfer.checking.alternatives import Alternative, alternatives, better_rule
 from widthwise.transfer.checking.judging import Verdict, gate, judge
@@ -100,13 +100,14 @@ def check(
     """
     study = _Study(recipe, options or CheckOptions())
     early = gate(study.horizons, study.tokens)
-    seen = (
-        {}
-        if early and not study.options.full
-        else study.run(out, resume=resume, storage=storage, placement=placement, show_progress=show_progress)
-    )
+    seen: dict[Setting, Observation] = {}
+    if early and not study.options.full:
+        study.require_folder(out, resume=resume, storage=storage)
+    else:
+        seen = study.run(
+            out, resume=resume, storage=storage, placement=placement, show_progress=show_progress
+        )
     result = study.result(seen, early)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "check.json", result.as_json())
     return result
 
@@ -154,6 +155,14 @@ class _Study:
             **options,
         )
         return self.seen(outcomes)
+
+    def require_folder(self, out: Path, *, resume: bool, storage: Storage | None) -> None:
+        """Make the folder for a verdict without runs; raise a ConfigError where it holds something else."""
+        require_folder(out, config=self.identity(), what="check", resume=resume, storage=storage)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed check's runs must share, whatever their seeds, widths and grids.

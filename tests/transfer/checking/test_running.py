@@ -14,7 +14,7 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.outcome import RunOptions
 from widthwise.proxies.runs import coordinate_deltas, run
 from widthwise.proxies.validation import ConfigError, RunError
-from widthwise.search.grid import Outcome, Run
+from widthwise.search.grid import Grid, Outcome, Run
 from widthwise.search.trial import _measured
 from widthwise.transfer import (
     CheckOptions,
@@ -148,6 +148,41 @@ def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
     assert (result.measured, result.observations) == (None, ())
     assert min(result.horizons.values()) == pytest.approx(RECIPE.at(width=64, tokens=256 * 10).decay_horizon)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["check.json"]
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """Return the folder of a check of `RECIPE` that has begun."""
+    identity, out = running._Study(RECIPE, QUICK).identity(), tmp_path / "begun"
+    Grid(lambda _: [], out, identity, data="", what="check", resume=False).close()
+    return out
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_verdict_without_runs_takes_no_other_checks_place(begun: Path, resume: bool) -> None:
+    too_short = QUICK.model_copy(update={"tokens": 256 * 10})
+    with pytest.raises(ConfigError) as caught:
+        check(RECIPE, begun, too_short, resume=resume)
+    assert str(caught.value) == (
+        f"tokens: must be as the check in {begun} was started, 15360, got 2560"
+        if resume
+        else f"out: {begun} holds a check already; add --resume to go on with it, or name another folder"
+    )
+    assert not (begun / "check.json").exists()
+
+
+def test_a_verdict_without_runs_may_come_in_a_check_that_goes_on_at_more_widths(begun: Path) -> None:
+    # The horizon suffices at widths 16 to 64, and not at 512.
+    wider = QUICK.model_copy(update={"widths": (16, 32, 64, 128, 256, 512)})
+    assert check(RECIPE, begun, wider, resume=True).verdict.reasons[0].check == "horizon"
+    assert (begun / "check.json").exists()
+
+
+def test_a_verdict_without_runs_needs_a_folder_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as caught:
+        check(RECIPE, tmp_path / "file", CheckOptions(tokens=256 * 10))
+    assert str(caught.value) == f"out: {tmp_path / 'file'} cannot be written (File exists)"
 
 
 @pytest.mark.usefixtures("in_this_process")
