@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -87,6 +89,18 @@ def nearest(word: str, known: list[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known word closest to `word`, or nothing."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def look_up(field: str, name: str, known: Mapping[str, T], other: str = "") -> T:
+    """Return what `known` has for `name`; `other` says what may stand in a name's place.
+
+    Raises:
+        ConfigError: nothing; the message names the field, the choices and the nearest one.
+    """
+    if name not in known:
+        choices = ", ".join(known) + (f" or {other}" if other else "")
+        raise ConfigError(f"{field}: must be one of {choices}, got {name!r}{nearest(name, list(known))}")
+    return known[name]
 
 
 _BOUNDS = {

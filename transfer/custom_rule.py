@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import ConfigDict, Field, model_validator
 
 from widthwise.proxies.config import Kind
-from widthwise.proxies.validation import ConfigError, Record
-from widthwise.transfer.rulebook import Ratios, Rule, Scaled, find_rule, look_up
+from widthwise.proxies.validation import ConfigError, Record, look_up
+from widthwise.transfer.multipliers import Ratios, Scaled
+from widthwise.transfer.rulebook import Rule, find_rule
 from widthwise.transfer.scaling import rules
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.rulebook import Pace, Ratios, Rule, Scaled, look_up, paced, summary
+from widthwise.proxies.validation import ConfigError, look_up
+from widthwise.transfer.multipliers import Pace, Ratios, Scaled, paced
+from widthwise.transfer.rulebook import Rule, summary
 
 # τ/steps = 1.084 · (tokens per parameter)^-0.527, fitted by arXiv 2505.13738; the constant cancels in a ratio.
 POWER_LINES_EXPONENT = -0.527

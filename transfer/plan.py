@@ -1,17 +1,14 @@
 """The plan: a recipe at a target, with every multiplier, every value and the reason for each, per kind."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from math import sqrt
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from widthwise.proxies.config import KINDS, GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
+from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.schedule import decay_horizon
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.horizons import combined, scaled_betas
+from widthwise.transfer.horizons import combined
+from widthwise.transfer.multipliers import Multipliers, Ratios, Scaled, without_decay
 from widthwise.transfer.recipe import Recipe
-from widthwise.transfer.rulebook import look_up, without_decay
-from widthwise.transfer.scaling import Multipliers, Ratios, Scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
 
 # 95 % of the initial variance is forgotten when Ση·λ reaches 1.5: exp(-2 · 1.5) = 0.05.
 ENOUGH_DECAY = 1.5
-
-R = TypeVar("R", GPTConfig, Horizon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +80,12 @@ class Plan:
             width_multiplier: the parameter's fan-in divided by that at the base width; None is the plan's.
         """
         if width_multiplier is None:
-            planned = self.kinds[kind]
+            found = self.kinds[kind]
         else:
-            planned = _planned(
+            found = planned_kind(
                 kind, self.outcome(width_multiplier), self.recipe.hyperparameters, self.decay_kinds
             )
-        return KindSettings(lr=planned.lr, weight_decay=planned.weight_decay, eps=planned.eps)
+        return KindSettings(lr=found.lr, weight_decay=found.weight_decay, eps=found.eps)
 
     def outcome(self, width_multiplier: float | None = None) -> Scaled:
         """Return what the rules yield at the plan's ratios, or for a width that grew by its own factor."""
@@ -149,9 +144,9 @@ class Plan:
             raise ConfigError(f"table.base_width: must be the proxy's width = {base}, got {table.base_width}")
         # With nothing else to read out by, the embedding's weight does: a tied one has one row.
         kinds = {entry.kind for entry in table.values()}
-        if "embedding" in kinds and "readout" not in kinds and _parts_tied(self.outcome()):
+        if "embedding" in kinds and "readout" not in kinds and parts_tied(self.outcome()):
             raise ConfigError(
-                f"table: must have a readout of its own for rule {self.rule!r}, {_PARTS_TIED}; a tied one has none"
+                f"table: must have a readout of its own for rule {self.rule!r}, {PARTS_TIED}; a tied one has none"
             )
 
     @property
@@ -189,8 +184,14 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the document that ``widthwise scale --json`` prints.
 
-        ``hyperparameters`` holds what every kind shares, and η, λ and ε before their multipliers.
+        ``hyperparameters`` holds what every kind shares, and η, λ and ε before their multipliers; ``decay_horizon``
+        is Σηλ of the matrices; ``notes`` say what to beware of.
         """
+        from widthwise.transfer.plan_notes import caveats
+
+        return {**self._values(), "decay_horizon": self.decay_horizon, "notes": caveats(self)}
+
+    def _values(self) -> dict[str, Any]:
         return {
             "rule": self.rule,
             "horizon_rule": self.horizon_rule,
@@ -209,9 +210,9 @@ class Plan:
         }
 
     def document(self) -> dict[str, Any]:
-        """Return what a target run's ``plan.json`` holds: `as_json`, and the target's model."""
+        """Return what a target run's ``plan.json`` holds: the values of `as_json`, and the target's model."""
         return {
-            **self.as_json(),
+            **self._values(),
             "base_width": self.recipe.proxy.width,
             "model": self.model.model_dump(mode="json"),
         }
@@ -223,94 +224,19 @@ class Plan:
         return plan_table(self)
 
 
-def make_plan(
-    recipe: Recipe,
-    *,
-    width: int,
-    depth: int | None,
-    batch_tokens: int | None,
-    tokens: int | None,
-    rule: str | None,
-    horizon_rule: str,
-    decay_kinds: Iterable[str] | None,
-) -> Plan:
-    """Return the plan of `recipe` at a target; `Recipe.at` has the arguments and the errors."""
-    model = _replaced(recipe.proxy, width=width, depth=depth)
-    horizon = _replaced(recipe.horizon, batch_tokens=batch_tokens, tokens=tokens)
-    horizon.sequences(model.context)
-    ratios = Ratios(
-        width=model.width / recipe.proxy.width,
-        depth=model.depth / recipe.proxy.depth,
-        batch=horizon.batch_tokens / recipe.horizon.batch_tokens,
-        tokens=horizon.tokens / recipe.horizon.tokens,
-    )
-    width_rule = recipe.find_rule(rule)
-    outcome, name = combined(width_rule, horizon_rule, ratios, ratios.width), width_rule.name
-    _require_tieable(model, outcome, name)
-    decaying = outcome.decay_kinds if decay_kinds is None else _decaying(decay_kinds, outcome, name)
-    return Plan(
-        recipe=recipe,
-        rule=name,
-        horizon_rule=horizon_rule,
-        decay_kinds=decaying,
-        ratios=ratios,
-        model=_initialised(model, outcome, ratios.width),
-        horizon=horizon,
-        kinds={kind: _planned(kind, outcome, recipe.hyperparameters, decaying) for kind in KINDS},
-        betas=scaled_betas(recipe.hyperparameters.betas, outcome.one_minus_beta, name, horizon_rule),
-        residual_multiplier=outcome.residual_multiplier,
-    )
+PARTS_TIED = "which scales a readout's η or initial std otherwise than an embedding's"
 
 
-def _require_tieable(model: GPTConfig, outcome: Scaled, rule: str) -> None:
-    """Refuse a tied readout to rules that treat it otherwise than the embedding: they are one parameter."""
-    if model.tied and _parts_tied(outcome):
-        raise ConfigError(f"proxy.tied: must be false for rule {rule!r}, {_PARTS_TIED}")
-
-
-_PARTS_TIED = "which scales a readout's η or initial std otherwise than an embedding's"
-
-
-def _parts_tied(outcome: Scaled) -> bool:
+def parts_tied(outcome: Scaled) -> bool:
+    """Tell whether a tied readout, which is one parameter with the embedding, would have to be two."""
     embedding, readout = outcome.kinds["embedding"], outcome.kinds["readout"]
     return (embedding.lr, embedding.init_std) != (readout.lr, readout.init_std)
 
 
-def _decaying(given: Iterable[str], outcome: Scaled, rule: str) -> tuple[Kind, ...]:
-    """Return the user's choice of kinds in their usual order."""
-    if isinstance(given, str):
-        raise ConfigError(f"decay_kinds: must be a list of kinds, got {given!r}")
-    known: dict[str, Kind] = {kind: kind for kind in KINDS}
-    chosen = {look_up("decay_kinds", name, known) for name in given}
-    for kind in chosen:
-        if outcome.kinds[kind].weight_decay == 0:
-            raise ConfigError(f"decay_kinds: rule {rule!r} multiplies the weight decay of {kind!r} by 0")
-    return tuple(kind for kind in KINDS if kind in chosen)
-
-
-def _replaced(record: R, **changes: int | None) -> R:
-    """Return the record with the changes that are not None, validated again."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    return type(record).parse({**record.model_dump(), **given})
-
-
-def _initialised(model: GPTConfig, outcome: Scaled, width_ratio: float) -> GPTConfig:
-    """Return the target's configuration with the rule's initialisation and forward multipliers."""
-    kinds = outcome.kinds
-    scaled = {
-        "embedding_std": model.embedding_std * kinds["embedding"].init_std,
-        # In units of 1/√fan_in, which falls by √w of itself.
-        "matrix_std": model.matrix_std * kinds["matrix"].init_std * sqrt(width_ratio),
-        "readout_std": model.readout_std * kinds["readout"].init_std,
-        "readout_multiplier": model.readout_multiplier * kinds["readout"].forward,
-        "residual_multiplier": model.residual_multiplier * outcome.residual_multiplier,
-    }
-    return GPTConfig.parse({**model.model_dump(), **scaled})
-
-
-def _planned(
+def planned_kind(
     kind: Kind, outcome: Scaled, tuned: Hyperparameters, decay_kinds: tuple[Kind, ...]
 ) -> PlannedKind:
+    """Return a kind's settings at the target: what was tuned, times what the rules yield."""
     factors, why = outcome.kinds[kind], outcome.why.get(kind, "")
     if kind not in decay_kinds:
         factors, why = replace(factors, weight_decay=0.0), without_decay(why)

@@ -6,8 +6,8 @@ from math import isclose
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.horizons import LAWS_OF_DECAY, find_horizon_rule
+from widthwise.transfer.multipliers import Ratios
 from widthwise.transfer.plan import ENOUGH_DECAY, Plan
-from widthwise.transfer.rulebook import Ratios
 
 
 def notes(plan: Plan) -> list[str]:
@@ -18,7 +18,13 @@ def notes(plan: Plan) -> list[str]:
         *_changes(plan),
         *cautions(plan),
         *_decay(plan),
+        *_too_short(plan),
     ]
+
+
+def caveats(plan: Plan) -> list[str]:
+    """Return those of a plan's notes that say what to beware of, as JSON has them."""
+    return [note.removeprefix("note: ") for note in (*cautions(plan), *_too_short(plan))]
 
 
 def cautions(plan: Plan) -> Iterator[str]:
@@ -33,6 +39,10 @@ def cautions(plan: Plan) -> Iterator[str]:
     if set(plan.decay_kinds) != {"matrix"}:
         named = ", ".join(plan.decay_kinds) or "nothing"
         yield f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay"
+    for kind in plan.decay_kinds:
+        step = plan.independent_weight_decay(kind)
+        if step >= 1:
+            yield f"note: ηλ of kind {kind} is {step:.3g} at its peak: from 1 on a step's decay turns weights' signs"
 
 
 def _uncovered(plan: Plan) -> Iterator[str]:
@@ -95,7 +105,7 @@ def _trained_with(plan: Plan) -> str:
         [
             f"optimizer: decay {form}",
             "corrected (AdamC) on matrices" if tuned.corrected else "not corrected",
-            f"β1 and β2 {tuned.betas[0]:.6g} and {tuned.betas[1]:.6g}",
+            _betas(plan),
             clipping,
             f"{horizon.steps} steps of {horizon.batch_tokens} tokens",
             f"schedule {horizon.schedule}{end}, warm-up {horizon.warmup_fraction:.4g} of the steps",
@@ -103,12 +113,16 @@ def _trained_with(plan: Plan) -> str:
     )
 
 
+def _betas(plan: Plan) -> str:
+    own, before = plan.betas, plan.recipe.hyperparameters.betas
+    said = f"β1 and β2 {own[0]:.6g} and {own[1]:.6g}"
+    return said if own == before else f"{said}, tuned at {before[0]:.6g} and {before[1]:.6g}"
+
+
 def _changes(plan: Plan) -> Iterator[str]:
     """Yield what the rules change besides the kinds' own values."""
     if plan.horizon_rule != "none":
         yield f"horizon rule {plan.horizon_rule}: {find_horizon_rule(plan.horizon_rule).summary}"
-    if plan.betas != plan.recipe.hyperparameters.betas:
-        yield f"betas: {plan.betas[0]:.6g}, {plan.betas[1]:.6g}"
     if plan.residual_multiplier != 1:
         yield f"residual branches: ×{plan.residual_multiplier:.4g}"
 
@@ -120,8 +134,11 @@ def _decay(plan: Plan) -> Iterator[str]:
     scheduled, constant = (
         plan.independent_weight_decay("matrix", with_schedule=scheduled) for scheduled in (True, False)
     )
-    reach = plan.decay_horizon
     yield f"independent λ of the matrices: {scheduled:.4g} with the schedule, {constant:.4g} without"
-    yield f"horizon Σηλ of the matrices over {plan.horizon.steps} steps: {reach:.3g}"
-    if reach < ENOUGH_DECAY:
-        yield f"note: below {ENOUGH_DECAY}, weight decay has little time to act"
+    yield f"horizon Σηλ of the matrices over {plan.horizon.steps} steps: {plan.decay_horizon:.3g}"
+
+
+def _too_short(plan: Plan) -> Iterator[str]:
+    """Yield that the matrices' decay has little time."""
+    if "matrix" in plan.decay_kinds and plan.decay_horizon < ENOUGH_DECAY:
+        yield f"note: Σηλ is below {ENOUGH_DECAY}: weight decay has little time to act"

@@ -11,7 +11,7 @@ from widthwise.proxies.files import read_json, require_schema, write_json
 from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.transfer.custom_rule import CustomRule
-from widthwise.transfer.rulebook import Rule, find_rule, look_up
+from widthwise.transfer.rulebook import Rule, find_rule
 from widthwise.transfer.scaling import rules
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Recipe(Record):
         """
         if name is None:
             name = DEFAULT_RULE if self.rule is None else self.rule.name
-        return find_rule(name) if ":" in name else look_up("rule", name, self.rules)
+        return find_rule(name, self.rules)
 
     def at(
         self,
@@ -194,7 +194,7 @@ class Recipe(Record):
             ConfigError: a value is impossible, no rule or kind has this name, or the proxy's readout is tied and the
                 rule scales it otherwise than the embedding.
         """
-        from widthwise.transfer.plan import make_plan
+        from widthwise.transfer.planning import make_plan
 
         return make_plan(
             self,

@@ -10,17 +10,8 @@ from dataclasses import replace
 
 from widthwise.proxies.config import KINDS, Kind
 from widthwise.transfer.horizons import sde
-from widthwise.transfer.rulebook import (
-    Multipliers,
-    Ratios,
-    Rule,
-    Scaled,
-    find_rule,
-    paced,
-    rule,
-    rules,
-    scaled,
-)
+from widthwise.transfer.multipliers import Multipliers, Ratios, Scaled, paced, scaled
+from widthwise.transfer.rulebook import Rule, find_rule, rule, rules
 
 __all__ = ["Multipliers", "Ratios", "Rule", "Scaled", "find_rule", "rule", "rules", "scaled"]
 

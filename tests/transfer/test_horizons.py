@@ -144,11 +144,13 @@ def test_a_law_of_decay_per_step_on_a_rule_that_does_not_keep_it_is_noted(
 def test_the_notes_name_the_horizon_rule_and_the_betas() -> None:
     notes = RECIPE.at(**TARGET, rule="completep", horizon_rule="sde").notes()
     assert f"horizon rule sde: {horizon_rules['sde'].summary}" in notes
-    assert "betas: 0.95, 0.975" in notes
+    assert any("; β1 and β2 0.95 and 0.975, tuned at 0.9 and 0.95; " in note for note in notes)
     assert "residual branches: ×0.5" in notes
     plain = RECIPE.at(width=128).notes()
     assert not [
-        note for note in plain if note.startswith(("horizon rule", "betas", "residual", "note: decay"))
+        note
+        for note in plain
+        if note.startswith(("horizon rule", "residual", "note: decay")) or "tuned at" in note
     ]
 
 

@@ -24,6 +24,9 @@ def steep(ratios: Ratios) -> Scaled:
 def constant(ratios):
     return scaled(matrix=Multipliers(lr=0.5))
 
+def half(ratios):
+    return scaled(matrix=Multipliers(), residual_multiplier=0.5)
+
 def failing(ratios):
     return ratios.heigth
 
@@ -64,6 +67,21 @@ def test_scale_takes_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "matrix: steeper than most" in out
 
 
+def test_it_stands_beside_the_others(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["scale", recipe, "--width", "256", "--compare", "--json"]
+    assert exit_status(*options, "--rule", "my_rules:steep") == 0
+    own, *others = json.loads(capsys.readouterr().out)["plans"]
+    assert (own["rule"], own["kinds"]["matrix"]["lr"]) == ("my_rules:steep", 0.02 / 16)
+    assert exit_status(*options) == 0
+    assert json.loads(capsys.readouterr().out)["plans"] == others
+    # One that stands there anyhow stands there once, first; one that cannot be had is an error.
+    assert exit_status(*options, "--rule", "sp") == 0
+    names = [one["rule"] for one in json.loads(capsys.readouterr().out)["plans"]]
+    assert names == ["sp", *(one["rule"] for one in others if one["rule"] != "sp")]
+    assert exit_status(*options, "--rule", "my_rules:half") == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_a_run_has_its_values_and_its_name(recipe: str) -> None:
     plan = Recipe.load(recipe).at(width=128, rule="my_rules:steep")
     # Workers get values alone, so that they need not have the module.
@@ -89,6 +107,10 @@ def test_a_submitted_run_takes_the_module_along(recipe: str, rule: str, files: l
         (
             "my_rules:constant",
             "rule 'my_rules:constant': must change nothing where every ratio is 1, but does for 'matrix'",
+        ),
+        (
+            "my_rules:half",
+            "rule 'my_rules:half': must change nothing where every ratio is 1, but does for 'residual_multiplier'",
         ),
         (
             "my_rules:failing",

@@ -60,18 +60,19 @@ def test_every_multiplier_of_a_rule_reaches_the_model() -> None:
     @rule("all-of-them", source="this test")
     def all_of_them(ratios: Ratios) -> Scaled:
         """Every multiplier differs from 1."""
+        w = ratios.width
         return scaled(
             matrix=Multipliers(init_std=1.0),
-            embedding=Multipliers(init_std=3.0),
-            readout=Multipliers(init_std=5.0, forward=7.0),
-            residual_multiplier=11.0,
+            embedding=Multipliers(init_std=w**-0.5),
+            readout=Multipliers(init_std=w, forward=w**2),
+            residual_multiplier=w**3,
         )
 
     plan = RECIPE.at(width=128, rule="all-of-them")
-    assert plan.residual_multiplier == 11
+    assert plan.residual_multiplier == 64
     # matrix_std is in units of 1/√fan_in: the same standard deviation is twice as many of them.
-    changed = {"matrix_std": 2.0, "embedding_std": 1.5, "readout_std": 1.25, "readout_multiplier": 7.0}
-    assert plan.model == RECIPE.proxy.model_copy(update=changed | {"width": 128, "residual_multiplier": 11.0})
+    changed = {"matrix_std": 2.0, "embedding_std": 0.25, "readout_std": 1.0, "readout_multiplier": 16.0}
+    assert plan.model == RECIPE.proxy.model_copy(update=changed | {"width": 128, "residual_multiplier": 64.0})
 
 
 def test_ratios_are_target_divided_by_proxy() -> None:
@@ -281,6 +282,11 @@ def test_the_json_document_is_exactly_this() -> None:
         },
         "residual_multiplier": 1.0,
         "decay_kinds": ["matrix"],
+        "decay_horizon": pytest.approx(400 * 0.004 * (0.1 / 3 + 0.9 * 3 / 8), rel=0.01),
+        "notes": [
+            "horizon rule none: nothing is changed for tokens ×2",
+            "Σηλ is below 1.5: weight decay has little time to act",
+        ],
     }
 
 
@@ -328,7 +334,21 @@ def test_the_decay_horizon_of_a_long_run_is_close_to_the_full_sum() -> None:
 
 
 def test_a_horizon_too_short_for_weight_decay_is_noted() -> None:
-    assert RECIPE.at(width=128).notes()[-1] == "note: below 1.5, weight decay has little time to act"
+    short = RECIPE.at(width=128)
+    assert short.notes()[-1] == "note: Σηλ is below 1.5: weight decay has little time to act"
+    assert short.as_json()["notes"] == ["Σηλ is below 1.5: weight decay has little time to act"]
+    # In a run's plan.json they would be read as decisions of the run.
+    assert not {"notes", "decay_horizon"} & short.document().keys()
+
+
+def test_a_decay_that_turns_signs_is_noted() -> None:
+    strong = RECIPE.model_copy(
+        update={"hyperparameters": RECIPE.hyperparameters.model_copy(update={"weight_decay": 101.0})}
+    )
+    note = "ηλ of kind matrix is 1.01 at its peak: from 1 on a step's decay turns weights' signs"
+    assert strong.at(width=128).as_json()["notes"] == [note]
+    assert f"note: {note}" in strong.at(width=128).notes()
+    assert strong.at(width=512).as_json()["notes"] == []
 
 
 def test_the_table_shows_values_and_multipliers() -> None:

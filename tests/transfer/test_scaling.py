@@ -160,5 +160,6 @@ def test_an_unknown_rule_is_named_with_the_nearest() -> None:
         _unknown()
     # Other tests register rules too, so that the list is the registry's.
     assert str(caught.value) == (
-        f"rule: must be one of {', '.join(rules)}, got 'mup-independant'; did you mean 'mup-independent'?"
+        f"rule: must be one of {', '.join(rules)} or MODULE:FUNCTION, got 'mup-independant'; "
+        "did you mean 'mup-independent'?"
     )

@@ -9,8 +9,9 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.transfer.checking.fitting import Estimate
 from widthwise.transfer.checking.measuring import decay_difference
 from widthwise.transfer.checking.observing import Observation, line
+from widthwise.transfer.multipliers import Scaled
 from widthwise.transfer.plan import Plan
-from widthwise.transfer.rulebook import Scaled, rules
+from widthwise.transfer.rulebook import rules
 
 
 @dataclass(frozen=True, kw_only=True)

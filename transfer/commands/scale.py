@@ -42,7 +42,7 @@ class Scale:
     decay_kinds: Option[str] = None
     """Kinds that decay, such as matrix,embedding,readout, or none; the rule's if not given."""
     compare: Flag = False
-    """Every rule side by side instead of one."""
+    """Every rule side by side; --rule, also one of your own, first."""
     csv: Flag = False
     """Print comma-separated values instead of a table."""
     json: Flag = False
@@ -67,7 +67,7 @@ class Scale:
         return 0
 
     def _require_no_contradiction(self) -> None:
-        for one, other in (("widths", "width"), ("csv", "json"), ("compare", "rule")):
+        for one, other in (("widths", "width"), ("csv", "json")):
             if getattr(self, one) not in (None, False) and getattr(self, other) not in (None, False):
                 raise ConfigError(f"{one}: must not be given together with {other}")
 
@@ -89,8 +89,9 @@ class Scale:
 
     def _by_every_rule(self, recipe: "Recipe", width: int) -> "list[Plan]":
         """Return a plan per rule; those that cannot be had at this target are named on standard error."""
-        plans, refused = [], []
-        for name in recipe.rules:
+        plans = [] if self.rule is None else [self._plan(recipe, width, self.rule)]
+        refused = []
+        for name in (name for name in recipe.rules if name != self.rule):
             try:
                 plans.append(self._plan(recipe, width, name))
             except ConfigError as error:
