@@ -455,6 +455,8 @@ def test_another_programs_folder_is_left_out(demo: Path, capsys: pytest.CaptureF
         (demo / name).mkdir()
         (demo / name / file).write_text(text)
     (demo / "one" / "recipe.json").write_text('{"flour": 500}')
+    (demo / "running").mkdir()
+    (demo / "running" / "runs.json").touch()
     assert exit_status("report", str(demo)) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{demo / 'report.html'}\n"
@@ -462,6 +464,7 @@ def test_another_programs_folder_is_left_out(demo: Path, capsys: pytest.CaptureF
         f"widthwise: left out: {demo}/one/recipe.json: schema: is required, must be 'widthwise/recipe/1'",
         f"widthwise: left out: {demo}/three/trials.jsonl: line 1: must be an object",
         f"widthwise: left out: {demo}/two/plan.json: must be an object, got a list",
+        f"widthwise: left out: the check in {demo}/running has not finished",
     ]
     assert exit_status("report", str(demo / "two")) == 2
 

@@ -252,7 +252,7 @@ def _place(optimum: Optimum) -> str:
     """Return where the best value lies, in words."""
     octaves = optimum.best if optimum.octaves is None else optimum.octaves.value
     assert octaves is not None
-    return f"2^{octaves:+.1f} of it" if octaves else "its optimum"
+    return f"2^{octaves:+.1f} times it" if octaves else "its optimum"
 
 
 def _open(optimum: Optimum, bound: float) -> str:

@@ -88,8 +88,10 @@ class Check:
 
         if self.output is not None and not self.calibrate:
             raise ConfigError("output: needs --calibrate")
+        # Before the check: it takes hours.
+        if self.calibrate and self._calibrated.is_dir():
+            raise ConfigError(f"output: {self._calibrated} is a folder, must be a file")
         if self.calibrate and not os.access(self._calibrated.parent, os.W_OK):
-            # Before the check: it takes hours.
             raise ConfigError(f"output: {self._calibrated} cannot be written: no such folder, or not yours")
         recipe = Recipe.load(recipe_file(self.recipe))
         options = self._options(recipe)

@@ -23,7 +23,7 @@ def report(
     Args:
         folder: also one whose jobs are still running; the page says so.
         out: the page's file; None is ``report.html`` in `folder`.
-        on_left_out: called with the reason for each subfolder whose files are another program's.
+        on_left_out: called with the reason for each subfolder of another program's, or of an unfinished check.
 
     Returns:
         Where the page was written.

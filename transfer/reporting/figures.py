@@ -46,7 +46,7 @@ def plot(
         folder: of a check, of a sweep or of a target run, or one of several such.
         out: the figure's file, ``.png``, ``.svg`` or ``.pdf``.
         what: one kind of panel of `What`; None is all that there are.
-        on_left_out: called with the reason for each subfolder whose files are another program's.
+        on_left_out: called with the reason for each subfolder of another program's, or of an unfinished check.
 
     Returns:
         `out`.

@@ -14,7 +14,7 @@ from widthwise.proxies.files import LOCK, is_locked, read_json
 from widthwise.proxies.validation import ConfigError, Record
 from widthwise.search import SweepConfig
 from widthwise.search.front import front
-from widthwise.search.names import STUDIES, SWEEP_STUDY
+from widthwise.search.names import GRID_STUDY, STUDIES, SWEEP_STUDY
 from widthwise.transfer.recipe import SCHEMA, Recipe
 from widthwise.transfer.reporting.formats import (
     AlarmLine,
@@ -153,13 +153,14 @@ class Contents:
 
 
 def read_contents(folder: Path, on_left_out: Callable[[str], object] | None = None) -> Contents:
-    """Read `folder` and its direct subfolders, but those whose files are another program's.
+    """Read `folder` and its direct subfolders, but those whose files are another program's, and unfinished checks.
 
     `on_left_out` is called with the reason for each of these.
 
     Raises:
         ConfigError: there is nothing to report, or a file is damaged.
     """
+    leave_out = on_left_out or (lambda reason: None)
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is not a folder")
     try:
@@ -175,17 +176,25 @@ def read_contents(folder: Path, on_left_out: Callable[[str], object] | None = No
         except ConfigError as error:
             if place == folder or _is_ours(place):
                 raise
-            if on_left_out is not None:
-                on_left_out(str(error))
+            leave_out(str(error))
     # What a plan is compared with comes after it.
     runs.sort(key=lambda run: run.rule == BASELINE_RULE)
+    unfinished = [f"the check in {place} has not finished" for place in places if _is_unfinished_check(place)]
     if not (sweeps or runs or checks):
+        if unfinished:
+            raise ConfigError(f"folder: {unfinished[0]}")
         raise ConfigError(f"folder: {folder} holds neither a sweep nor a finished check nor a target run")
+    for one in unfinished:
+        leave_out(one)
     return Contents(folder=folder, sweeps=sweeps, runs=runs, checks=checks)
 
 
 def _holds(place: Path, names: tuple[str, ...]) -> bool:
     return any((place / name).is_file() for name in names)
+
+
+def _is_unfinished_check(place: Path) -> bool:
+    return _holds(place, GRID_STUDY) and not _holds(place, (_CHECK_FILE,))
 
 
 def _is_ours(place: Path) -> bool:

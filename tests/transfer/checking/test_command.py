@@ -83,6 +83,7 @@ def test_quietly_there_is_the_verdict_alone(
             2,
             "error: output: no/x.json cannot be written: no such folder, or not yours",
         ),
+        (("--calibrate", "--output", "/"), 2, "error: output: / is a folder, must be a file"),
         (
             ("--tokens", 2560, "--calibrate"),
             1,

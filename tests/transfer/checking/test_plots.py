@@ -224,6 +224,9 @@ def test_several_checks_are_one_table(
 
 def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "empty").mkdir()
+    running = folder.parent / "running"
+    running.mkdir()
+    (running / "runs.db").touch()
     kinds = "lr, decay, singular-values, coordinates"
     for where, options, message in [
         (folder, ("--out", "a.jpg"), "out: must end in .png, .svg or .pdf, got 'a.jpg'"),
@@ -242,6 +245,7 @@ def test_mistakes_are_one_line_each(folder: Path, capsys: pytest.CaptureFixture[
             ("--out", "a.png"),
             f"folder: {folder / 'empty'} holds neither a sweep nor a finished check nor a target run",
         ),
+        (running, ("--out", "a.png"), f"folder: the check in {running} has not finished"),
         (
             folder,
             ("--out", folder / "no" / "a.png"),
