@@ -1,24 +1,33 @@
 """The coordinate check of a recipe by itself: how each layer's change in the first steps follows the width.
 
     python benchmarks/coordinates.py recipe.json --widths 32,64,128,256 --rule fan-sqrt --data tinyshakespeare.txt
+    python benchmarks/coordinates.py check.json --data tinyshakespeare.txt
 
 It is what `widthwise check` measures in its first runs. `--starts` and `--warm-up` say how many starts each seed has,
-and over how many steps they warm up at least, to see what that is good for.
+and over how many steps they warm up at least, to see what that is good for. Of a check's own file, the coordinates of
+its runs are taken anew and the file is written again with them, their exponents and the verdict; all else stays.
 """
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from math import log2
+from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from widthwise.proxies import runs
 from widthwise.proxies.config import KINDS
+from widthwise.proxies.files import write_json
 from widthwise.proxies.outcome import RunOptions
 from widthwise.proxies.runs import RunSpec, coordinate_deltas
 from widthwise.transfer import Recipe
+from widthwise.transfer.checking.alternatives import better_rule
 from widthwise.transfer.checking.fitting import slope
+from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.measuring import measure
+from widthwise.transfer.checking.recorded import read_check
 from widthwise.transfer.checking.tables import interval
 
 Changes = Mapping[str, list[float]]
@@ -29,9 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe")
-    parser.add_argument(
-        "--widths", required=True, type=lambda text: [int(width) for width in text.split(",")]
-    )
+    parser.add_argument("--widths", type=lambda text: [int(width) for width in text.split(",")])
     parser.add_argument("--rule", default="fan-sqrt")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", default="python")
@@ -40,6 +47,9 @@ def main() -> None:
     arguments = parser.parse_args()
     runs.STARTS, runs.WARMUP_STEPS = arguments.starts, arguments.warm_up
     torch.set_num_threads(1)
+    if arguments.widths is None:
+        take_anew(Path(arguments.recipe), arguments.data)
+        return
     recipe = Recipe.load(arguments.recipe)
     changes = [
         (width, followed(recipe, width, arguments.rule, seed, arguments.data))
@@ -50,6 +60,28 @@ def main() -> None:
     for layer in layers:
         # The layers share the confidence, as in the check.
         print(f"{layer}: width^{exponent(changes, layer, 1 - 0.05 / len(layers))}")
+
+
+def take_anew(path: Path, data: str) -> None:
+    before = read_check(path)
+    assert before.measured is not None
+    observations = tuple(
+        replace(
+            one,
+            coordinates=followed(before.recipe, one.setting.width, before.rule, one.setting.seed, data),
+        )
+        if one.setting.is_transferred
+        else one
+        for one in before.observations
+    )
+    slopes = measure(observations, base_width=before.measured.base_width).coordinate_slopes
+    measured = replace(before.measured, coordinate_slopes=slopes)
+    verdict = judge(measured, better_rule(before.alternatives))
+    result = replace(before, observations=observations, measured=measured, verdict=verdict)
+    write_json(path, result.as_json())
+    for layer, found in slopes.items():
+        print(f"{layer}: width^{interval(found)}")
+    print(verdict.sentence)
 
 
 def followed(recipe: Recipe, width: int, rule: str, seed: int, data: str) -> Changes:
