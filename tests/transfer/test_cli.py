@@ -370,9 +370,9 @@ def test_a_sweeps_folder_stands_for_its_recipe(
 def test_a_sweep_that_has_not_finished_is_named_where_its_recipe_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, config = tmp_path / "sweep", SweepConfig(trials=4)
+    out, config = tmp_path / "my sweep", SweepConfig(trials=4)
     Ledger(config, out, resume=False).close()
-    resume = f"go on with: widthwise sweep --resume --out {out}"
+    resume = f"go on with: widthwise sweep --resume --out '{out}'"
     assert exit_status("scale", str(out), "--width", "128") == 2
     error = f"widthwise: error: recipe: the sweep in {out} has not finished; {resume}\n"
     assert capsys.readouterr().err == error

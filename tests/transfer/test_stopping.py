@@ -31,10 +31,10 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ).save("recipe.json")
 
 
-def said(capsys: pytest.CaptureFixture[str], command: str) -> str:
+def said(capsys: pytest.CaptureFixture[str], command: str, out: str = "out") -> str:
     """Return what an interrupted command says at its end."""
     with pytest.raises(SystemExit) as stop:
-        cli.main([*command.split(), "--data", "text.txt", "--out", "out"])
+        cli.main([*command.split(), "--data", "text.txt", "--out", out])
     captured = capsys.readouterr()
     assert (stop.value.code, captured.out) == (130, "")
     return captured.err.splitlines(keepends=True)[-1]
@@ -45,16 +45,16 @@ def said(capsys: pytest.CaptureFixture[str], command: str) -> str:
     [
         (
             SWEEP,
-            "widthwise: stopped; no trial has ended yet; go on with: widthwise sweep --resume --out out\n",
+            "widthwise: stopped; no trial has ended yet; go on with: widthwise sweep --resume --out 'my out'\n",
         ),
-        ("check recipe.json", SAME.format(out="out")),
+        ("check recipe.json", SAME.format(out="my out")),
     ],
 )
 def test_what_has_begun_can_be_gone_on_with(
     capsys: pytest.CaptureFixture[str], command: str, line: str
 ) -> None:
-    assert said(capsys, command) == line
-    assert said(capsys, f"{command} --resume") == line
+    assert said(capsys, command, "my out") == line
+    assert said(capsys, f"{command} --resume", "my out") == line
 
 
 def test_a_target_run_that_has_written_nothing_is_only_interrupted(

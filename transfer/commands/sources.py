@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.names import SWEEP_STUDY
+from widthwise.transfer.commands.stopping import sweep_resumption
 
 if TYPE_CHECKING:
     from widthwise.transfer.recipe import Recipe
@@ -22,7 +23,7 @@ def recipe_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     recipe, swept = path / "recipe.json", any((path / name).exists() for name in SWEEP_STUDY)
-    resume = f"go on with: widthwise sweep --resume --out {path}"
+    resume = f"go on with: {sweep_resumption(path)}"
     if not recipe.exists():
         why = f"the sweep in {path} has not finished; {resume}" if swept else f"{path} holds no recipe.json"
         raise ConfigError(f"recipe: {why}")

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from widthwise.transfer.commands.options import Flag, Folder, Option, storage_of
 from widthwise.transfer.commands.report import say_left_out
+from widthwise.transfer.commands.stopping import sweep_resumption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def _going_on(part: Mapping[str, Any]) -> list[str]:
     if part["state"] != "interrupted":
         return []
     if part["kind"] == "sweep":
-        return [f"  go on with: {shlex.join(['widthwise', 'sweep', '--resume', '--out', part['folder']])}"]
+        return [f"  go on with: {sweep_resumption(part['folder'])}"]
     return ["  go on with the same command and --resume"]
 
 

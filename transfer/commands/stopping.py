@@ -1,5 +1,6 @@
 """What Ctrl-C says of work that can be gone on with."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ def resumable(books: Sequence[Place], told: Callable[[], str]) -> Iterator[None]
             raise
         print(f"widthwise: stopped; {told()}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def sweep_resumption(out: str | Place) -> str:
+    """Return the command that goes on with the sweep in `out`, to be copied into a shell."""
+    return shlex.join(["widthwise", "sweep", "--resume", "--out", str(out)])
 
 
 def same_command(out: Place) -> str:

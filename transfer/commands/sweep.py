@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from widthwise.search.names import SWEEP_STUDY
 from widthwise.transfer.commands.listing import words
 from widthwise.transfer.commands.options import Flag, Option, storage_of
-from widthwise.transfer.commands.stopping import resumable
+from widthwise.transfer.commands.stopping import resumable, sweep_resumption
 from widthwise.transfer.sweep_files import OWN, SECTIONS, merged, read_toml
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Sweep:
         said = (
             f"{kept} {'trial is' if kept == 1 else 'trials are'} kept" if kept else "no trial has ended yet"
         )
-        return f"{said}; go on with: {shlex.join(['widthwise', 'sweep', '--resume', '--out', str(self.out)])}"
+        return f"{said}; go on with: {sweep_resumption(self.out)}"
 
     def _config(self, storage: "Storage | None") -> "SweepConfig":
         from widthwise.proxies.data import open_tokens
