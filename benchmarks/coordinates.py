@@ -24,7 +24,7 @@ from widthwise.proxies.outcome import RunOptions
 from widthwise.proxies.runs import RunSpec, coordinate_deltas
 from widthwise.transfer import Recipe
 from widthwise.transfer.checking.alternatives import better_rule
-from widthwise.transfer.checking.fitting import slope
+from widthwise.transfer.checking.estimates import slope
 from widthwise.transfer.checking.judging import judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.recorded import read_check

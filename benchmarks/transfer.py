@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.checking.fitting import Estimate, Optimum
-from widthwise.transfer.checking.measuring import Measured
+from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.findings import Measured
+from widthwise.transfer.checking.fitting import Optimum
 from widthwise.transfer.checking.recorded import read_check
 from widthwise.transfer.checking.running import CheckResult
 from widthwise.transfer.checking.tables import interval

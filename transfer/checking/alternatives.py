@@ -6,7 +6,7 @@ from math import log2
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.checking.fitting import Estimate
+from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.measuring import decay_difference
 from widthwise.transfer.checking.observing import Observation, line
 from widthwise.transfer.multipliers import Scaled

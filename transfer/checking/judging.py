@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from widthwise.transfer.checking.fitting import Estimate, Optimum
-from widthwise.transfer.checking.measuring import AtWidth, Measured
+from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.findings import AtWidth, Measured
+from widthwise.transfer.checking.fitting import Optimum
 
 Outcome = Literal["holds", "fails", "inconclusive"]
 

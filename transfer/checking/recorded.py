@@ -10,8 +10,8 @@ from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.files import read_json, require_schema
 from widthwise.proxies.validation import Record
 from widthwise.transfer.checking.alternatives import Alternative
+from widthwise.transfer.checking.findings import Measured
 from widthwise.transfer.checking.judging import Verdict
-from widthwise.transfer.checking.measuring import Measured
 from widthwise.transfer.checking.observing import Observation
 from widthwise.transfer.checking.options import CheckOptions
 from widthwise.transfer.checking.running import SCHEMA, CheckResult

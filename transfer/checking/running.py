@@ -14,8 +14,9 @@ from widthwise.search.executing import Placement
 from widthwise.search.grid import Outcome, Run, require_folder, run_all
 from widthwise.search.storage import Storage
 from widthwise.transfer.checking.alternatives import Alternative, alternatives, better_rule
+from widthwise.transfer.checking.findings import Measured
 from widthwise.transfer.checking.judging import Verdict, gate, judge
-from widthwise.transfer.checking.measuring import Measured, measure
+from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation, Setting, observed
 from widthwise.transfer.checking.options import CheckOptions
 from widthwise.transfer.checking.rounds import Design, wanted

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from widthwise.transfer.checking.fitting import Estimate, Optimum
-from widthwise.transfer.checking.measuring import AtWidth, Measured
+from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.findings import AtWidth, Measured
+from widthwise.transfer.checking.fitting import Optimum
 
 if TYPE_CHECKING:
     from widthwise.transfer.checking.running import CheckResult

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from widthwise.proxies.outcome import SPECTRUM_SHARES
-from widthwise.transfer.checking.fitting import Estimate, Optimum
-from widthwise.transfer.checking.measuring import AtWidth, Measured, singular_factor
+from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.findings import AtWidth, Measured
+from widthwise.transfer.checking.fitting import Optimum
+from widthwise.transfer.checking.measuring import singular_factor
 from widthwise.transfer.checking.observing import Axis, line
 from widthwise.transfer.checking.tables import interval
 from widthwise.transfer.reporting.panels import LOSS, Panel, Series

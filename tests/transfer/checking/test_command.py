@@ -14,7 +14,7 @@ from rich.console import Console
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.transfer import Recipe
-from widthwise.transfer.checking.fitting import Estimate
+from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.rounds import Design
 from widthwise.transfer.checking.running import CheckResult
 from widthwise.transfer.checking.tables import interval, notes, show

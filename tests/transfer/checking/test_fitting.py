@@ -7,17 +7,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from widthwise.transfer.checking.fitting import (
-    Estimate,
-    Losses,
-    Optimum,
-    fieller,
-    find_optimum,
-    mean_over_seeds,
-    pooled_scatter,
-    slope,
-    student,
-)
+from widthwise.transfer.checking.estimates import Estimate, fieller, mean_over_seeds, slope, student
+from widthwise.transfer.checking.fitting import Losses, Optimum, find_optimum, pooled_scatter
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
 

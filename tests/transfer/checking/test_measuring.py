@@ -8,8 +8,9 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from widthwise.transfer.checking.fitting import Estimate
-from widthwise.transfer.checking.measuring import Measured, decay_difference, measure
+from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.findings import Measured
+from widthwise.transfer.checking.measuring import decay_difference, measure
 from widthwise.transfer.checking.observing import Observation, Setting, line, observed
 
 CarriedOut = Callable[..., list[Observation]]

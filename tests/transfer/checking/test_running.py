@@ -28,7 +28,7 @@ from widthwise.transfer import (
     scaled,
 )
 from widthwise.transfer.checking import running
-from widthwise.transfer.checking.fitting import Estimate
+from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation
