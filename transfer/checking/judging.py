@@ -259,7 +259,7 @@ def _place(optimum: Optimum) -> str:
 def _open(optimum: Optimum, bound: float) -> str:
     assert optimum.regret is not None
     if optimum.octaves is None:
-        return f"{optimum.why}; widen the range, or add seeds"
+        return f"{optimum.why}; add points, or seeds"
     between = f"between {optimum.regret.low:.4f} and {optimum.regret.high:.4f} nats per token"
     return f"{between}, tolerance {bound:.4f}; add seeds"
 

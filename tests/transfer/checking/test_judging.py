@@ -89,6 +89,12 @@ def test_a_narrow_grid_far_from_the_optimum_is_extended_until_it_is_bracketed(
     assert judge(measure(runs, base_width=32)).outcome == "holds"
 
 
+def test_what_is_open_is_said_with_what_to_add(judged: Judged) -> None:
+    said = {one.text for one in judged(curvature=0.0, noise=0.05).reasons}
+    head = "what the transferred λ loses at width 64 is open: "
+    assert f"{head}the loss does not curve upwards beyond doubt; add points, or seeds" in said
+
+
 def test_a_wider_model_that_diverges_fails(carried_out: CarriedOut) -> None:
     runs = [
         replace(one, loss=None) if one.setting.is_transferred and one.setting.width == 128 else one
