@@ -18,13 +18,12 @@ from torch import nn
 
 from widthwise.proxies.config import KINDS, Kind
 from widthwise.proxies.table import ParameterEntry, ParameterTable
-from widthwise.proxies.validation import ConfigError, nearest
+from widthwise.proxies.validation import ConfigError, listed, nearest
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 # Whose weights are (out, in), so that the last growing dimension is summed over.
 _OUT_IN = (nn.Linear, _CONVOLUTIONS, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-_LISTED = 6  # names in a message; a deep model has hundreds alike
 
 
 def parameter_table(
@@ -189,14 +188,14 @@ class _Reading:
     def _require_no_guess(self, kinds: Mapping[str, Kind]) -> None:
         """Refuse kinds that the shapes suggest but that are more likely something else, with η not scaled."""
 
-        def listed(names: list[str]) -> str:
-            return _listed(list(dict.fromkeys(map(self._alike, names))))
+        def alike(names: list[str]) -> str:
+            return listed(list(dict.fromkeys(map(self._alike, names))))
 
         readouts = [name for name, kind in kinds.items() if kind == "readout"]
         guesses = [name for name in readouts if name not in self.forced]
         if guesses and len(readouts) > 1:
             raise ConfigError(
-                f"build: cannot tell readouts from other layers from growing to fixed size, got {listed(readouts)}; "
+                f"build: cannot tell readouts from other layers from growing to fixed size, got {alike(readouts)}; "
                 "let what is fixed, such as kv heads, grow with the width, or name each: 'matrix' divides η by the "
                 "ratio of widths, for layers within the model, 'readout' keeps η, for its outputs; as in "
                 f"{_naming(self._alike(guesses[0]), 'matrix')}"
@@ -208,7 +207,7 @@ class _Reading:
         ]
         if embeds:
             raise ConfigError(
-                f"build: must not have linear layers from fixed to growing size, got {listed(embeds)}; scale "
+                f"build: must not have linear layers from fixed to growing size, got {alike(embeds)}; scale "
                 f"bottlenecks with the width, or name input layers: {_naming(self._alike(embeds[0]), 'embedding')}"
             )
 
@@ -236,11 +235,6 @@ def _is_in_out(owner: nn.Module) -> bool:
 def _naming(name: str, kind: Kind) -> str:
     """Return how a kind is said in Python and, in brackets, to a command."""
     return f"overrides={{{name!r}: {kind!r}}} (--override {quote(f'{name}={kind}')})"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more
 
 
 def _require_kind(kind: str) -> None:

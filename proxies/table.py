@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from widthwise.proxies.config import GPTConfig, Hyperparameters, Kind, KindSettings
 from widthwise.proxies.files import read_json, require_schema, write_json
-from widthwise.proxies.validation import ConfigError, Record
+from widthwise.proxies.validation import ConfigError, Record, listed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,11 +192,9 @@ def _trained(model: "nn.Module", table: ParameterTable) -> "Iterator[tuple[Param
     if parameters.keys() != rows.keys():
         parameters, rows = plain_names(parameters), plain_names(rows)
     if parameters.keys() != rows.keys():
-        extra = sorted(parameters.keys() - rows.keys())
-        missing = sorted(rows.keys() - parameters.keys())
-        raise ConfigError(
-            f"table: its names must be the model's; only the model has {extra}, only the table has {missing}"
-        )
+        sides = (("model", parameters.keys() - rows.keys()), ("table", rows.keys() - parameters.keys()))
+        only = ", ".join(f"only the {side} has {listed(sorted(names))}" for side, names in sides if names)
+        raise ConfigError(f"table: its names must be the model's; {only}")
     _require_shapes(parameters, rows, table.width)
     for name, parameter in parameters.items():
         if parameter.requires_grad:

@@ -6,7 +6,7 @@ for example ``hyperparameters.weight_decay: must be >= 0, got -0.1``.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Self, TypeVar, Union, get_args, get_origin
@@ -89,6 +89,12 @@ def nearest(word: str, known: list[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known word closest to `word`, or nothing."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Return names for a message, each as Python writes it: the first ones of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def look_up(field: str, name: str, known: Mapping[str, T], other: str = "") -> T:

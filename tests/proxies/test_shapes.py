@@ -778,9 +778,12 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_a_table_of_another_model_is_refused() -> None:
     table = parameter_table(sequential, width=64, base_width=16)
     message = (
-        "table: its names must be the model's; only the model has ['6.bias', '6.weight'], "
-        "only the table has ['4.bias', '4.weight']"
+        "table: its names must be the model's; only the model has '6.bias', '6.weight', "
+        "only the table has '4.bias', '4.weight'"
     )
     other = nn.Sequential(*sequential(64)[:4], nn.ReLU(), nn.ReLU(), nn.Linear(64, 3))
     with refuses(message):
         parameter_groups(other, table, settings_for, TUNED)
+    larger = sequential(64).append(nn.Linear(3, 3))
+    with refuses("table: its names must be the model's; only the model has '5.bias', '5.weight'"):
+        parameter_groups(larger, table, settings_for, TUNED)
