@@ -37,7 +37,8 @@ def alternatives(plan: Plan, observations: Sequence[Observation]) -> dict[str, A
     losses = line(observations, plan.model.width, "decay")
     found: dict[str, Alternative] = {}
     own = plan.outcome()
-    for name, rule in rules.items():
+    here = own.kinds["matrix"].weight_decay
+    for name, rule in rules.items() if here else ():
         try:
             other = rule(plan.ratios)
         except ConfigError:
@@ -45,7 +46,7 @@ def alternatives(plan: Plan, observations: Sequence[Observation]) -> dict[str, A
         factor = other.kinds["matrix"].weight_decay
         if name == plan.rule or _without_decay(other) != _without_decay(own) or not factor:
             continue
-        octaves = log2(factor / own.kinds["matrix"].weight_decay)
+        octaves = log2(factor / here)
         found[name] = Alternative(octaves=octaves, change=decay_difference(losses, octaves))
     return found
 

@@ -1,6 +1,6 @@
 """From a check to a recipe's own rule: the exponent of λ that the measured loss supports."""
 
-from widthwise.proxies.validation import RunError
+from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.transfer.checking.running import CheckResult, plain
 from widthwise.transfer.custom_rule import CustomRule
 from widthwise.transfer.recipe import Recipe
@@ -23,10 +23,12 @@ def calibrated(result: CheckResult) -> Recipe:
     calibrated one has not been checked itself.
 
     Raises:
+        ConfigError: the checked rule is a ``MODULE:FUNCTION``, which a recipe cannot follow.
         RunError: the horizon is too short, runs diverged with the transferred setting, or the parametrisation is
             broken; or the optimal λ was not bracketed at every width, so that there is no exponent.
     """
     measured = result.measured
+    require_base(result.rule)
     for one in result.verdict.reasons:
         if one.check in _FORBIDDING and (one.outcome == "fails" or one.check == "horizon"):
             raise RunError(f"calibrate: this check says nothing of λ: {one.text}{_FORBIDDING[one.check]}")
@@ -47,3 +49,9 @@ def calibrated(result: CheckResult) -> Recipe:
     }
     rule = CustomRule(name=NAME, base=base, weight_decay_exponent=round(exponent.value, 4), evidence=evidence)
     return recipe.model_copy(update={"rule": rule})
+
+
+def require_base(rule: str | None) -> None:
+    """Refuse a user's own function as what a recipe's rule follows: whoever reads the recipe need not have it."""
+    if rule is not None and ":" in rule:
+        raise ConfigError(f"calibrate: must follow a registered rule, which a recipe can name, got {rule!r}")

@@ -97,9 +97,12 @@ class Check:
         options = self._options(recipe)
         # Not before, because it takes seconds, and the options may hold mistakes.
         from widthwise.search.executing import Placement
+        from widthwise.transfer.checking.calibrating import require_base
         from widthwise.transfer.checking.judging import FEWEST_SEEDS
         from widthwise.transfer.checking.running import check
 
+        if self.calibrate:
+            require_base(options.rule)
         if options.seeds < FEWEST_SEEDS:
             said = (
                 f"with {options.seeds} seed(s) the transfer can fail, but not hold: that takes {FEWEST_SEEDS}"

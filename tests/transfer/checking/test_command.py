@@ -83,6 +83,11 @@ def test_quietly_there_is_the_verdict_alone(
             2,
             "error: output: no/x.json cannot be written: no such folder, or not yours",
         ),
+        (
+            ("--calibrate", "--rule", "my_rules:mine"),
+            2,
+            "error: calibrate: must follow a registered rule, which a recipe can name, got 'my_rules:mine'",
+        ),
         (("--calibrate", "--output", "/"), 2, "error: output: / is a folder, must be a file"),
         (
             ("--tokens", 2560, "--calibrate"),

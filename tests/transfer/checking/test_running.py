@@ -25,9 +25,11 @@ from widthwise.transfer import (
     Scaled,
     calibrated,
     rule,
+    rules,
     scaled,
 )
 from widthwise.transfer.checking import running
+from widthwise.transfer.checking.alternatives import alternatives
 from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import measure
@@ -127,6 +129,21 @@ def test_what_a_sound_parametrisation_changes_does_not_depend_on_the_width() -> 
     assert measured.singular_exponent is not None
     assert 0.5 < measured.singular_exponent.value < 1.2
     assert measured.rule_decay_exponent == pytest.approx(0.5)
+
+
+def test_a_rule_that_takes_all_decay_away_has_no_alternatives(
+    carried_out: Callable[..., list[Observation]],
+) -> None:
+    @rule("undecayed", source="this test")
+    def undecayed(ratios: Ratios) -> Scaled:
+        """µP without weight decay in wider models."""
+        outcome = rules["mup-coupled"](ratios)
+        matrix = replace(outcome.kinds["matrix"], weight_decay=float(ratios.width == 1))
+        return replace(outcome, kinds={**outcome.kinds, "matrix": matrix})
+
+    runs = carried_out()
+    assert {"mup-coupled", "mup-independent"} <= set(alternatives(RECIPE.at(width=128), runs))
+    assert alternatives(RECIPE.at(width=128, rule="undecayed"), runs) == {}
 
 
 @pytest.mark.slow
@@ -274,6 +291,16 @@ def test_calibration_writes_the_exponent_that_the_loss_supports(
         f"32 to 128: {own.evidence['verdict']}"
     ) in plan.notes()
     assert not any("calibrated" in note for note in loaded.at(width=256, rule="fan-sqrt").notes())
+
+
+def test_a_function_of_ones_own_is_nothing_that_a_recipe_can_follow(
+    result_in: Callable[..., CheckResult],
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        calibrated(result_in(checked="my_rules:mine", decay_drift=0.3))
+    assert str(caught.value) == (
+        "calibrate: must follow a registered rule, which a recipe can name, got 'my_rules:mine'"
+    )
 
 
 def test_a_calibrated_recipe_can_be_calibrated_again(result_in: Callable[..., CheckResult]) -> None:
