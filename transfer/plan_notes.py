@@ -1,6 +1,6 @@
 """What to know about a plan besides its values, a line each: the reasons, what is shared, what to beware of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import isclose
 
@@ -27,32 +27,45 @@ def caveats(plan: Plan) -> list[str]:
     return [note.removeprefix("note: ") for note in (*cautions(plan), *_too_short(plan))]
 
 
-def cautions(plan: Plan) -> Iterator[str]:
-    """Yield what the plan rests on and what was not tuned."""
+def common_cautions(plans: Iterable[Plan]) -> Iterator[str]:
+    """Yield what to beware of in several plans, each thing once, with the rules that it is said of."""
+    said: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        for note in cautions(plan, rule=_RULES):
+            said.setdefault(note, {})[plan.rule] = None
+    for note, rules in said.items():
+        yield note.replace(_RULES, ", ".join(rules))
+
+
+_RULES = "\0"  # in no rule's name, nor in a user's words on one
+
+
+def cautions(plan: Plan, rule: str | None = None) -> Iterator[str]:
+    """Yield what the plan rests on and what was not tuned, its rule called by its name unless another is given."""
+    rule = rule or plan.rule
     own = plan.recipe.rule
     if own is not None and own.name == plan.rule:
         yield f"note: {own.basis()}"
-    uncovered = "; ".join(_uncovered(plan))
-    if uncovered:
-        yield f"note: {uncovered}"
-    yield from _law(plan)
+    yield from _uncovered(plan, rule)
+    yield from _law(plan, rule)
     if set(plan.decay_kinds) != {"matrix"}:
         named = ", ".join(plan.decay_kinds) or "nothing"
         yield f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay"
     for kind in plan.decay_kinds:
         step = plan.independent_weight_decay(kind)
         if step >= 1:
-            yield f"note: ηλ of kind {kind} is {step:.3g} at its peak: from 1 on a step's decay turns weights' signs"
+            turned = "from 1 on, a step's decay turns weights' signs"
+            yield f"note: ηλ of kind {kind} reaches {step:.3g} with {rule}: {turned}"
 
 
-def _uncovered(plan: Plan) -> Iterator[str]:
+def _uncovered(plan: Plan, rule: str) -> Iterator[str]:
     """Yield which of the changes from proxy to target nothing in the plan follows."""
     if not _follows(plan, "depth"):
-        yield f"{plan.rule} says nothing of {change(plan.ratios, 'depth')}"
+        yield f"note: {change(plan.ratios, 'depth')} is not followed by {rule}"
     if plan.horizon_rule == "none":
         ignored = [change(plan.ratios, name) for name in ("batch", "tokens") if not _follows(plan, name)]
         if ignored:
-            yield f"horizon rule none: nothing is changed for {', '.join(ignored)}"
+            yield f"note: horizon rule none: nothing is changed for {', '.join(ignored)}"
 
 
 def change(ratios: Ratios, name: str) -> str:
@@ -77,7 +90,7 @@ def _follows(plan: Plan, name: str) -> bool:
     return replace(found, why={}) != replace(unchanged, why={})
 
 
-def _law(plan: Plan) -> Iterator[str]:
+def _law(plan: Plan, rule: str) -> Iterator[str]:
     """Yield that a law of ηλ stands on a rule that does not keep it."""
     if plan.horizon_rule not in LAWS_OF_DECAY or "matrix" not in plan.decay_kinds:
         return
@@ -86,8 +99,8 @@ def _law(plan: Plan) -> Iterator[str]:
     factor = matrix.lr * matrix.weight_decay
     if not isclose(factor, 1):
         yield (
-            f"note: {plan.horizon_rule} is a law of ηλ, which {plan.rule} multiplies by {factor:.4g} besides: it holds "
-            "with a rule that keeps ηλ, such as mup-independent"
+            f"note: {plan.horizon_rule} is a law of ηλ, which is multiplied by {factor:.4g} besides by {rule}: it "
+            "holds with a rule that keeps ηλ, such as mup-independent"
         )
 
 

@@ -135,8 +135,8 @@ def test_a_law_of_decay_per_step_on_a_rule_that_does_not_keep_it_is_noted(
         []
         if factor is None
         else [
-            f"note: {horizon_rule} is a law of ηλ, which {name} multiplies by {factor} besides: it holds with a rule "
-            "that keeps ηλ, such as mup-independent"
+            f"note: {horizon_rule} is a law of ηλ, which is multiplied by {factor} besides by {name}: it holds with a "
+            "rule that keeps ηλ, such as mup-independent"
         ]
     )
 

@@ -24,6 +24,7 @@ from widthwise.transfer import (
     scaled,
 )
 from widthwise.transfer.launching import _spec
+from widthwise.transfer.plan_notes import cautions, common_cautions
 
 TUNED = Hyperparameters(lr=0.02, weight_decay=0.4, huber_c=2.0, eps=1e-8)
 RECIPE = Recipe(
@@ -162,28 +163,55 @@ def test_the_notes_say_what_decays_where_it_was_not_tuned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "note"),
+    ("name", "target", "expected"),
     [
-        ("fan-sqrt", {"width": 128}, None),
-        ("fan-sqrt", {"depth": 8}, "fan-sqrt says nothing of depth ×4"),
+        ("fan-sqrt", {"width": 128}, []),
+        ("fan-sqrt", {"depth": 8}, ["depth ×4 is not followed by fan-sqrt"]),
         (
             "fan-sqrt",
             {"depth": 8, "batch_tokens": 4096, "tokens": 3_276_800},
-            "fan-sqrt says nothing of depth ×4; horizon rule none: nothing is changed for batch ×2, tokens ×8",
+            [
+                "depth ×4 is not followed by fan-sqrt",
+                "horizon rule none: nothing is changed for batch ×2, tokens ×8",
+            ],
         ),
-        ("completep", {"depth": 8, "tokens": 819_200}, "horizon rule none: nothing is changed for tokens ×2"),
+        (
+            "completep",
+            {"depth": 8, "tokens": 819_200},
+            ["horizon rule none: nothing is changed for tokens ×2"],
+        ),
         # A number of tokens that is not quite the same, for the sake of whole steps.
-        ("fan-sqrt", {"tokens": 409_601}, None),
+        ("fan-sqrt", {"tokens": 409_601}, []),
         # s = 1, where completed-p changes nothing either: it says so.
-        ("completed-p", {"depth": 8, "batch_tokens": 4096, "tokens": 819_200}, None),
-        ("sp", {"depth": 1, "tokens": 819_200, "horizon_rule": "sde"}, "sp says nothing of depth ×0.5"),
+        ("completed-p", {"depth": 8, "batch_tokens": 4096, "tokens": 819_200}, []),
+        (
+            "sp",
+            {"depth": 1, "tokens": 819_200, "horizon_rule": "sde"},
+            ["depth ×0.5 is not followed by sp"],
+        ),
     ],
 )
-def test_the_notes_say_what_no_rule_follows(name: str, target: dict[str, Any], note: str | None) -> None:
-    notes = RECIPE.at(**{"width": 64, **target}, rule=name).notes()
-    assert [one for one in notes if "nothing of" in one or "nothing is" in one] == (
-        [f"note: {note}"] if note else []
+def test_the_notes_say_what_no_rule_follows(name: str, target: dict[str, Any], expected: list[str]) -> None:
+    plan = RECIPE.at(**{"width": 64, **target}, rule=name)
+    assert list(cautions(plan)) == [f"note: {note}" for note in expected]
+    assert set(cautions(plan)) <= set(plan.notes())
+
+
+def test_what_to_beware_of_in_several_plans_is_said_once_with_their_rules() -> None:
+    plans = [
+        RECIPE.at(width=128, depth=4, horizon_rule="tau-const", tokens=819_200, rule=name)
+        for name in BUILT_IN
+    ]
+    depth, *laws = common_cautions([*plans, plans[0]])
+    assert (
+        depth == "note: depth ×2 is not followed by fan-sqrt, sp, sp-embedding, mup-coupled, mup-independent"
     )
+    tail = ": it holds with a rule that keeps ηλ, such as mup-independent"
+    law = "note: tau-const is a law of ηλ, which is multiplied by"
+    assert laws == [
+        f"{law} 0.5 besides by fan-sqrt{tail}",
+        f"{law} 0.25 besides by mup-coupled, qiu-compute-optimal{tail}",
+    ]
 
 
 def test_a_kind_that_does_not_decay_has_no_reason_for_its_decay() -> None:
@@ -345,7 +373,7 @@ def test_a_decay_that_turns_signs_is_noted() -> None:
     strong = RECIPE.model_copy(
         update={"hyperparameters": RECIPE.hyperparameters.model_copy(update={"weight_decay": 101.0})}
     )
-    note = "ηλ of kind matrix is 1.01 at its peak: from 1 on a step's decay turns weights' signs"
+    note = "ηλ of kind matrix reaches 1.01 with fan-sqrt: from 1 on, a step's decay turns weights' signs"
     assert strong.at(width=128).as_json()["notes"] == [note]
     assert f"note: {note}" in strong.at(width=128).notes()
     assert strong.at(width=512).as_json()["notes"] == []

@@ -117,13 +117,11 @@ class Scale:
 def _print_table(plans: "list[Plan]", *, alone: bool) -> None:
     from rich.console import Console
 
-    from widthwise.transfer.plan_notes import cautions
+    from widthwise.transfer.plan_notes import common_cautions
     from widthwise.transfer.plan_tables import comparison_table
 
     # A row per plan needs up to 100 columns: rather long lines than numbers cut short.
     console = Console(width=None if alone else max(100, Console().width))
     console.print(plans[0].table() if alone else comparison_table(plans))
-    # Of several plans, each thing to beware of once.
-    said = plans[0].notes() if alone else dict.fromkeys(note for plan in plans for note in cautions(plan))
-    for note in said:
+    for note in plans[0].notes() if alone else common_cautions(plans):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
