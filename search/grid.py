@@ -106,23 +106,30 @@ def run_all(
         grid.close()
 
 
-def require_folder(
+def kept_outcomes(
     out: Path,
     *,
     config: Mapping[str, Any],
     what: str = "grid",
     resume: bool = False,
     storage: Storage | None = None,
-) -> None:
-    """Raise the ConfigError with which `run_all` would refuse the folder, for a caller that runs nothing.
+) -> dict[str, Outcome]:
+    """Return what came of the runs in a folder that have ended, for a caller that runs no more.
 
     With `resume` a folder without runs is allowed, too: there is nothing that could be lost.
+
+    Raises:
+        ConfigError: as `run_all` refuses the folder.
     """
     layout = _layout(what)
-    if resume and layout.is_in(out):
-        Grid(lambda _: [], out, config, data="", what=what, resume=True, storage=storage).close()
-    else:
+    if not (resume and layout.is_in(out)):
         require_content(out, layout, resume=False)
+        return {}
+    grid = Grid(lambda _: [], out, config, data="", what=what, resume=True, storage=storage)
+    try:
+        return grid.outcomes()
+    finally:
+        grid.close()
 
 
 def _fingerprint(source: str, runs: Sequence[Run]) -> str:

@@ -11,7 +11,7 @@ from widthwise.proxies.files import write_json
 from widthwise.proxies.runs import RunSpec
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.executing import Placement
-from widthwise.search.grid import Outcome, Run, require_folder, run_all
+from widthwise.search.grid import Outcome, Run, kept_outcomes, run_all
 from widthwise.search.storage import Storage
 from widthwise.transfer.checking.alternatives import Alternative, alternatives, better_rule
 from widthwise.transfer.checking.findings import Measured
@@ -101,9 +101,8 @@ def check(
     """
     study = _Study(recipe, options or CheckOptions())
     early = gate(study.horizons, study.tokens)
-    seen: dict[Setting, Observation] = {}
     if early and not study.options.full:
-        study.require_folder(out, resume=resume, storage=storage)
+        seen = study.kept(out, resume=resume, storage=storage)
     else:
         seen = study.run(
             out, resume=resume, storage=storage, placement=placement, show_progress=show_progress
@@ -157,13 +156,16 @@ class _Study:
         )
         return self.seen(outcomes)
 
-    def require_folder(self, out: Path, *, resume: bool, storage: Storage | None) -> None:
-        """Make the folder for a verdict without runs; raise a ConfigError where it holds something else."""
-        require_folder(out, config=self.identity(), what="check", resume=resume, storage=storage)
+    def kept(self, out: Path, *, resume: bool, storage: Storage | None) -> dict[Setting, Observation]:
+        """Make the folder for a verdict that needs no runs, and return what is there of earlier ones."""
+        outcomes = kept_outcomes(out, config=self.identity(), what="check", resume=resume, storage=storage)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"out: {out} cannot be written ({error.strerror})") from None
+        seen = self.seen(outcomes)
+        base = (one for one in seen if one.is_transferred and one.width == self.design.base_width)
+        return seen if any(base) else {}  # no other width can be measured without that one
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed check's runs must share, whatever their seeds, widths and grids.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.trial import Trial
 
 from widthwise.proxies.config import GPTConfig, Horizon, Hyperparameters
 from widthwise.proxies.outcome import RunOptions
@@ -169,9 +170,17 @@ def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    """Return the folder of a check of `RECIPE` that has begun."""
-    identity, out = running._Study(RECIPE, QUICK).identity(), tmp_path / "begun"
-    Grid(lambda _: [], out, identity, data="", what="check", resume=False).close()
+    """Return the folder of a check of `RECIPE` of which the first two runs have ended."""
+    study, out = running._Study(RECIPE, QUICK), tmp_path / "begun"
+    runs = [study._run(setting) for setting in wanted(study.design, {}) if setting.width == 16][:2]
+    grid = Grid(lambda _: runs, out, study.identity(), data="", what="check", resume=False)
+    for loss in (3.0, 3.1):
+        trial = grid.next()
+        assert isinstance(trial, Trial)
+        grid.finish(
+            trial.number, "completed", {"loss": loss, "tokens": 15_360, "seconds": 1.0, "measured": {}}
+        )
+    grid.close()
     return out
 
 
@@ -191,8 +200,12 @@ def test_a_verdict_without_runs_takes_no_other_checks_place(begun: Path, resume:
 def test_a_verdict_without_runs_may_come_in_a_check_that_goes_on_at_more_widths(begun: Path) -> None:
     # The horizon suffices at widths 16 to 64, and not at 512.
     wider = QUICK.model_copy(update={"widths": (16, 32, 64, 128, 256, 512)})
-    assert check(RECIPE, begun, wider, resume=True).verdict.reasons[0].check == "horizon"
-    assert (begun / "check.json").exists()
+    result = check(RECIPE, begun, wider, resume=True)
+    assert result.verdict.reasons[0].check == "horizon"
+    # What was measured before is kept.
+    assert result.measured is not None
+    assert [(at.width, at.loss) for at in result.measured.widths] == [(16, pytest.approx(3.05))]
+    assert json.loads((begun / "check.json").read_text()) == json.loads(json.dumps(result.as_json()))
 
 
 def test_a_verdict_without_runs_needs_a_folder_that_can_be_written(tmp_path: Path) -> None:
