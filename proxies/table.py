@@ -108,16 +108,16 @@ class ParameterTable(Mapping[str, ParameterEntry]):
 
     def table(self) -> "Table":
         """Return it as a table for a terminal, to be printed with `rich.print`."""
-        from rich.table import Table
+        from rich.table import Column, Table
 
         title = f"width {self.base_width} → {self.width}"
         caption = (
             "AdamC: where the recipe says corrected, λ falls with the schedule, too; it is for weights that a "
             "normalisation follows, and every matrix is taken for one"
         )
-        table = Table(
-            "parameter", "kind", "width", "AdamC", title=title, caption=caption, caption_justify="left"
-        )
+        # A name that is too long goes on in a second line: cut short, it would be another's too.
+        names = Column("parameter", overflow="fold")
+        table = Table(names, "kind", "width", "AdamC", title=title, caption=caption, caption_justify="left")
         for name, entry in self.items():
             corrected = "yes" if entry.normalised else "no"
             table.add_row(name, entry.kind, f"×{entry.width_multiplier:.4g}", corrected)

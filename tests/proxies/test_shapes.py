@@ -145,6 +145,13 @@ def test_it_is_printed_as_a_table() -> None:
     assert len(rows) == len(table)
 
 
+def test_a_long_name_is_printed_whole() -> None:
+    table, printed = parameter_table(gpt(), width=96, base_width=32), StringIO()
+    Console(width=50, file=printed).print(table.table())
+    rows = [line.split("│")[1:-1] for line in printed.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(row[0].strip() for row in rows) == "".join(table)
+
+
 def test_it_costs_no_memory_and_draws_no_random_number() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
