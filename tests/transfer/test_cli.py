@@ -72,6 +72,14 @@ def test_scale_prints_a_table_with_reasons_and_horizon(
     assert "\x1b" not in out
 
 
+def test_no_terminal_is_so_narrow_that_a_number_is_cut(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert exit_status("scale", recipe, "--width", "256") == 0
+    assert "│ 0.005 (×0.25) │ 0.8 (×2) │" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

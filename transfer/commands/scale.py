@@ -120,8 +120,8 @@ def _print_table(plans: "list[Plan]", *, alone: bool) -> None:
     from widthwise.transfer.plan_notes import common_cautions
     from widthwise.transfer.plan_tables import comparison_table
 
-    # A row per plan needs up to 100 columns: rather long lines than numbers cut short.
-    console = Console(width=None if alone else max(100, Console().width))
+    # A plan needs up to 80 columns, a row per plan up to 100: rather long lines than numbers cut short.
+    console = Console(width=max(80 if alone else 100, Console().width))
     console.print(plans[0].table() if alone else comparison_table(plans))
     for note in plans[0].notes() if alone else common_cautions(plans):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
