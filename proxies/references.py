@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from widthwise.proxies.validation import ConfigError, first_line, nearest
+from widthwise.proxies.validation import ConfigError, nearest, one_line
 
 
 def referenced(field: str, reference: str, folder: Path) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def referenced(field: str, reference: str, folder: Path) -> Callable[..., Any]:
 
 def _told(error: BaseException) -> str:
     """Return what was raised, and what that was raised for: some packages hide the mistake behind one of their own."""
-    said = f"{type(error).__name__}: {first_line(str(error))}"
+    said = f"{type(error).__name__}: {one_line(error)}"
     return said if error.__cause__ is None else f"{said} ({_told(error.__cause__)})"
 
 

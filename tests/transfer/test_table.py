@@ -160,7 +160,7 @@ def test_a_model_that_fails_and_widths_that_cannot_be(capsys: pytest.CaptureFixt
         ("failing:build", "importing 'failing' failed: ZeroDivisionError: division by zero"),
         (
             "hiding:build",
-            "importing 'hiding' failed: ModuleNotFoundError: something is amiss (RuntimeError: the reason)",
+            "importing 'hiding' failed: ModuleNotFoundError: something is amiss and more (RuntimeError: the reason)",
         ),
         ("my_model.py:build", "must be MODULE:FUNCTION, the module without .py, got 'my_model.py:build'"),
         ("my_model:biuld", "module 'my_model' has no function 'biuld'; did you mean 'build'?"),
