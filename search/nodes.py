@@ -1,6 +1,8 @@
 """The nodes of a cluster: whether each can run what this process sends it."""
 
+import signal
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -47,3 +49,25 @@ def refuse_others(found: Mapping[str, str | None], own: str) -> None:
             has = "no widthwise" if installed is None else f"widthwise {installed}"
             rule = f"every node must have widthwise {own}, as this machine has"
             raise ConfigError(f"address: {rule}, got {has} on node {node}; install it there")
+
+
+def local_death() -> str | None:
+    """Return how a process died without which the local Ray cannot go on; None while all live, or on a cluster.
+
+    They are this process's children. Ray itself takes 10 s or more to notice, and then ends this process or waits.
+    They are no part of Ray's public interface: another version of it may not tell.
+    """
+    node: Any = getattr(import_module("ray._private.worker"), "_global_node", None)
+    for name, process in node.dead_processes() if hasattr(node, "dead_processes") else ():
+        if name in _ESSENTIAL:
+            status = process.returncode
+            how = (
+                f"ended with status {status}"
+                if status >= 0
+                else f"was killed by {signal.Signals(-status).name}"
+            )
+            return f"the local Ray's {name} {how}"
+    return None
+
+
+_ESSENTIAL = ("gcs_server", "raylet")

@@ -23,6 +23,7 @@ from widthwise.search.books import Books, Status
 from widthwise.search.cluster import scratch_folder
 from widthwise.search.executing import Placement
 from widthwise.search.listening import Listener
+from widthwise.search.nodes import local_death
 from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.spares import Spares
 from widthwise.search.trial import trainable
@@ -46,7 +47,7 @@ def run_trials(
     spares = Spares(lambda free: min(most, _room(free, share)))
     fuse = _Fuse()
     proposer = _Proposer(books, limit, capacity, listeners, fuse)
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, _told_as_failure():
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
@@ -63,6 +64,18 @@ def run_trials(
                 storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares, proposer, share)]
             ),
         ).fit()
+
+
+class _RayDied(BaseException):
+    """The local Ray cannot go on; no Exception, because Tune would clean up with its help first."""
+
+
+@contextmanager
+def _told_as_failure() -> Iterator[None]:
+    try:
+        yield
+    except _RayDied as death:
+        raise RunError(f"{death}; what has ended is kept: go on with --resume") from None
 
 
 class _Fuse:
@@ -82,7 +95,7 @@ class _Fuse:
 class _Watch(tune.Callback):
     """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever.
 
-    It ends the run when the books cannot be kept, too.
+    It ends the run when the books cannot be kept, too, and when a process of the local Ray has died.
     """
 
     def __init__(self, fuse: _Fuse, spares: Spares, proposer: "_Proposer", share: float) -> None:
@@ -92,6 +105,8 @@ class _Watch(tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         if self.fuse.error:
             raise self.fuse.error
+        if death := local_death():
+            raise _RayDied(death)
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS

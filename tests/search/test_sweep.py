@@ -258,6 +258,22 @@ def test_sigterm_to_all_processes_is_as_ctrl_c(
     assert start("sweep", "--resume", "--out", out, "--trials", 2, "--seeds", 1).finish()[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "file"), [("gcs_server", "gcs/gcs_server"), ("raylet", "raylet/raylet")])
+def test_the_death_of_rays_own_process_is_one_line_and_leaves_the_trial_to_be_resumed(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path, name: str, file: str
+) -> None:
+    out = tmp_path / "sweep"
+    running = start(*sweep_of(real_text), "--tokens", 512000, "--out", out)
+    running.until(is_halfway(out, 0))
+    kill_processes(running, file)
+    told = f"the local Ray's {name} was killed by SIGKILL; what has ended is kept: go on with --resume"
+    status, printed, said = running.finish()
+    assert (status, printed, said.splitlines()[3:]) == (1, "", [f"widthwise: failed: {told}"])
+    running.require_gone(but="Agent")
+    assert [trial.state for trial in trials(out)] == [TrialState.RUNNING]
+
+
 def reports(out: Path) -> int:
     """Return how many evaluations the driver has heard of."""
     return sum(len(trial.intermediate_values) for trial in trials(out))
