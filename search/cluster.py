@@ -24,6 +24,10 @@ from widthwise.search.nodes import require_same_version
 
 # Seconds for an address to answer; the command line promises an error within 20.
 ANSWER_SECONDS = 8
+TOKEN_REFUSED = (
+    "the cluster asks for a token, and the one given is missing or wrong; "
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as for Ray's own commands"
+)
 # Age from which a session's folder that nobody has locked is nobody's.
 SECONDS_UNLOCKED = 60
 # In which a SIGTERM that follows another is the same one.
@@ -106,7 +110,7 @@ def scratch_folder() -> Iterator[str]:
 def _is_ours(folder: Path) -> bool:
     """Return whether a session made a folder; Ray, as it ends, may make that again, without our lock."""
     names = {path.name for path in folder.iterdir()}
-    return LOCK in names or (bool(names) and all(name.startswith("session_") for name in names))
+    return LOCK in names or (bool(names) and all(name.startswith(_MADE_AGAIN) for name in names))
 
 
 @contextmanager
@@ -125,24 +129,20 @@ def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     raised = -math.inf
 
-    def terminate(*_: object) -> None:
-        # Some send it twice: to the process, and to its group. A later one counts, because Python drops what is
-        # raised while it happens to be in a destructor or a callback.
+    def interrupt(number: int, _: object) -> None:
+        # Some send SIGTERM twice: to the process, and to its group. A later one counts, because Python drops what is
+        # raised while it happens to be in a destructor or a callback. Who presses Ctrl-C again means it.
         nonlocal raised
-        if time.monotonic() - raised > SECONDS_OF_REPEATS:
+        is_repeat = time.monotonic() - raised <= SECONDS_OF_REPEATS
+        if number == signal.SIGINT or not is_repeat:
             raised = time.monotonic()
             raise KeyboardInterrupt
 
-    def interrupt(*_: object) -> None:
-        nonlocal raised
-        raised = time.monotonic()
-        raise KeyboardInterrupt
-
     def take() -> None:
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, interrupt)
         # As nohup wants it.
         if before[signal.SIGHUP] is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, terminate)
+            signal.signal(signal.SIGHUP, interrupt)
         if before[signal.SIGINT] is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupt)
         if raised > -math.inf:
@@ -177,7 +177,7 @@ def _token() -> dict[str, str]:
 
 
 def require_ray(address: str) -> None:
-    """Raise a ConfigError unless a Ray answers at `address`, within a few seconds."""
+    """Raise a ConfigError unless a Ray answers at `address`, within a few seconds, and takes our token."""
     if address != "auto":
         _require_listener(address)
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
@@ -186,6 +186,8 @@ def require_ray(address: str) -> None:
         answer = subprocess.run(command, capture_output=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ConfigError(f"address: no Ray answered within {ANSWER_SECONDS} s at {address!r}") from None
+    if answer.returncode and b"uthentication token" in answer.stderr:
+        raise ConfigError(f"address: {TOKEN_REFUSED}")
     if answer.returncode:
         raise ConfigError(f"address: no Ray answers at {address!r}; start one with `ray start --head`")
 
@@ -202,6 +204,7 @@ def _require_listener(address: str) -> None:
 
 # Where Ray's session folder goes: sockets' paths must be short.
 _SOCKETS, _PREFIX = "/tmp", "ww-"
+_MADE_AGAIN = ("session_", "ray_train_run-")
 
 # Ray reads most of these when it is imported.
 _QUIET = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError, RunError, last_line
+from widthwise.search.cluster import TOKEN_REFUSED
 from widthwise.transfer.dashboard import dashboard, require_guarded
 from widthwise.transfer.job_entry import MARK
 from widthwise.transfer.submission import ENTRY, Submission, working_directory
@@ -289,10 +290,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
-        raise ConfigError(
-            "address: the cluster asks for a token, and the one given is missing or wrong; "
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as for Ray's own commands"
-        ) from None
+        raise ConfigError(f"address: {TOKEN_REFUSED}") from None
     except (ConfigError, RunError):
         raise
     except (OSError, RuntimeError) as error:

@@ -19,6 +19,8 @@ from optuna.trial import TrialState
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.files import replacing
+from widthwise.proxies.validation import ConfigError
+from widthwise.search.cluster import TOKEN_REFUSED, require_ray
 from widthwise.transfer import Recipe, cli
 from widthwise.transfer.standing import standing
 
@@ -385,10 +387,16 @@ HEAD = (
 )
 
 
-def test_a_sweep_on_a_cluster_leaves_it_running(
-    start: Callable[..., Any], real_text: Path, tmp_path: Path, free_port: int
+def test_a_sweep_on_a_cluster_needs_its_token_and_leaves_it_running(
+    start: Callable[..., Any],
+    real_text: Path,
+    tmp_path: Path,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address = f"127.0.0.1:{free_port}"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ab" * 32)
     # A short name: the paths of Ray's sockets may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         ports = ["--port", address.partition(":")[2], "--temp-dir", folder]
@@ -396,6 +404,10 @@ def test_a_sweep_on_a_cluster_leaves_it_running(
         cluster.until(lambda: "Ray runtime started" in cluster.out.read_text())
         arguments = [*sweep_of(real_text), "--trials", 2, "--seeds", 1, "--address", address]
         assert start(*arguments, "--out", tmp_path / "first").finish()[0] == 0
+        for name, value in (("RAY_AUTH_TOKEN", "cd" * 32), ("RAY_AUTH_MODE", "disabled")):
+            monkeypatch.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"^address: {TOKEN_REFUSED}$"):
+                require_ray(address)
         assert cluster.process.poll() is None
         assert any("gcs_server" in name for name in cluster.processes().values())
         cluster.process.terminate()
