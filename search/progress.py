@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from widthwise.search.lasting import standard_error
 from widthwise.search.view import BarAndLines, best_line, counts_line
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 
 def console(*, enabled: bool = True) -> Console:
-    """Return the console of progress: standard error, so that standard output stays a command's result."""
-    return Console(stderr=True, quiet=not enabled)
+    """Return the console of progress: standard error, so that standard output stays a command's result.
+
+    Where nobody reads that any more, the work goes on.
+    """
+    return Console(file=standard_error(), quiet=not enabled)
 
 
 def say(line: str, enabled: bool) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from widthwise.proxies.validation import ConfigError, RunError, one_line
+from widthwise.search.lasting import standard_error
 
 # As a shell sees other tools end.
 _READER_GONE = 128 + signal.SIGPIPE
@@ -79,7 +80,7 @@ def _room(place: Path) -> int:
 
 
 def _say(what: str, message: str) -> None:
-    print(f"widthwise: {what}: {one_line(message)}", file=sys.stderr)
+    print(f"widthwise: {what}: {one_line(message)}", file=standard_error())
 
 
 def _kept_traceback() -> str:

@@ -1,11 +1,11 @@
 """What Ctrl-C says of work that can be gone on with."""
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from widthwise.proxies.storage import Place
+from widthwise.search.lasting import standard_error
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def resumable(books: Sequence[Place], told: Callable[[], str]) -> Iterator[None]
     except KeyboardInterrupt:
         if not any(book.exists() for book in books):
             raise
-        print(f"widthwise: stopped; {told()}", file=sys.stderr)
+        print(f"widthwise: stopped; {told()}", file=standard_error())
         raise SystemExit(130) from None
 
 
