@@ -30,6 +30,8 @@ class FileCheckpoint:
 
     def __init__(self, path: Path, *, rank: int, device: torch.device) -> None:
         self._path, self._rank, self._device = path, rank, device
+        if rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write it; `progress` is tensors and plain data, an ``identity`` and a ``step`` among them."""
@@ -64,10 +66,12 @@ def another_model(path: Place) -> ConfigError:
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed.
 
+    Its folder is made where that is missing, but not what the folder is in: who removes or moves that means it.
+
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the earlier file stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)

@@ -52,6 +52,7 @@ class LocalStore:
         self.folder = folder
 
     def begin(self, name: str, progress: Progress) -> None:
+        self._unfinished(name).mkdir(parents=True, exist_ok=True)
         save_checkpoint(self._unfinished(name) / PROGRESS, progress)
 
     def writer(self, name: str) -> Any:

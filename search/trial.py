@@ -14,9 +14,13 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
+from widthwise.proxies.files import is_full
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
 from widthwise.proxies.runs import RunSpec, coordinate_deltas, device_options, run
 from widthwise.proxies.validation import one_line
+
+UNKEPT = "unkept"
+"""Status of a trial whose checkpoint could not be written, through no fault of the trial: it can be gone on with."""
 
 
 def trainable(config: Mapping[str, Any]) -> None:
@@ -110,7 +114,10 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
             result = trained()
         deltas = coordinate_deltas(spec, options) if follows else None
     except Exception as error:
-        return {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
+        told = {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
+        full = is_full(error)
+        gone = isinstance(error, OSError) and not checkpoint.parents[1].exists()
+        return told | {"status": UNKEPT, "full": full} if full or gone else told
     return {
         **noted,
         "status": result.status,

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from widthwise.proxies.validation import RunError
+from widthwise.proxies.validation import DiskFull, RunError
 from widthwise.search.books import Books, Status
 from widthwise.search.cluster import scratch_folder
 from widthwise.search.executing import Placement
@@ -26,7 +26,7 @@ from widthwise.search.listening import Listener
 from widthwise.search.nodes import local_death
 from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.spares import Spares
-from widthwise.search.trial import trainable
+from widthwise.search.trial import UNKEPT, trainable
 
 # Times that a trial whose worker died is started again, from its last checkpoint. Tune's own retry would leave out
 # a worker that dies between two trials, and counts some deaths twice.
@@ -95,7 +95,7 @@ class _Fuse:
 class _Watch(tune.Callback):
     """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever.
 
-    It ends the run when the books cannot be kept, too, and when a process of the local Ray has died.
+    It ends the run when the books cannot be kept or have gone, too, and when a process of the local Ray has died.
     """
 
     def __init__(self, fuse: _Fuse, spares: Spares, proposer: "_Proposer", share: float) -> None:
@@ -110,6 +110,7 @@ class _Watch(tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        self.proposer.books.require_there()
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
@@ -147,6 +148,9 @@ class _Proposer(_Unsaved, Searcher):
         self.books.places = max(1, min(self.limit, self.room))
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
         # place at most, so that a cluster that can grow does.
+        with self.fuse.held():
+            # Before a trial makes it anew.
+            self.books.require_there()
         if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):
             return None
         trial = self.books.next()
@@ -171,6 +175,15 @@ class _Proposer(_Unsaved, Searcher):
         if self.fuse.error:
             return
         number = self.numbers.pop(trial_id)
+        if result and result["status"] == UNKEPT:
+            with self.fuse.held():
+                self.books.require_there()
+                if result["full"]:
+                    raise DiskFull(
+                        f"the disk of {self.books.out} is full; make room, and go on with --resume"
+                    )
+                raise RunError(f"{result['error']}; go on with --resume")
+            return
         if error and self.deaths[number] < RETRIES:
             self.deaths[number] += 1
             self.books.put_back(number)

@@ -25,6 +25,7 @@ from widthwise.transfer import Recipe, cli
 from widthwise.transfer.standing import standing
 
 from ..events import points
+from ..small_disk import on_a_small_disk
 
 pytestmark = pytest.mark.ray
 
@@ -274,6 +275,42 @@ def test_the_death_of_rays_own_process_is_one_line_and_leaves_the_trial_to_be_re
     assert (status, printed, said.splitlines()[3:]) == (1, "", [f"widthwise: failed: {told}"])
     running.require_gone(but="Agent")
     assert [trial.state for trial in trials(out)] == [TrialState.RUNNING]
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_folder_is_moved_ends_and_goes_on_there(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path
+) -> None:
+    out, moved = tmp_path / "sweep", tmp_path / "moved"
+    running = start(*sweep_of(real_text), "--tokens", 512000, "--trials", 1, "--seeds", 1, "--out", out)
+    running.until(is_halfway(out, 0))
+    out.rename(moved)
+    told = f"the sweep in {out} is not there any more; go on with --resume where it is now"
+    status, printed, said = running.finish()
+    assert (status, printed, said.splitlines()[-1]) == (1, "", f"widthwise: failed: {told}")
+    running.require_gone()
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    assert set_clock(moved, 0, 1000.0) > 0
+    status, _, said = start("sweep", "--resume", "--out", moved).finish()
+    assert (status, [one["seconds"] > 1000 for one in records(moved)]) == (0, [True]), said
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_sweep_at_once_and_is_no_trials_fault(
+    start: Callable[..., Any], real_text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    # There is room for the study, and for no checkpoint.
+    script = on_a_small_disk("400k", "trials")
+    options = ["--trials", 2, "--seeds", 1, "--log", "none", "--json", "--out", out]
+    status, printed, said = start(*sweep_of(real_text), *options, script=script).finish()
+    assert status == 0, said
+    told = f"the disk of {out} is full; make room, and go on with --resume"
+    assert said.splitlines()[3] == f"widthwise: failed: {told}"
+    full, kept, result, resumed, in_the_end = printed.splitlines()
+    assert (full, kept) == ("status 1", "kept ['trial_0000']")
+    assert (resumed, in_the_end) == ("status 0", "kept []")
+    assert json.loads(result)["counts"] == {"completed": 2}
 
 
 def reports(out: Path) -> int:

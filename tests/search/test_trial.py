@@ -138,3 +138,14 @@ def test_a_trial_that_goes_on_repeats_its_last_evaluation_which_may_not_have_bee
     assert [one["step"] for one in resumed.reports] == [30, 40, 50, 60]
     assert resumed.reports[0] == killed.reports[-1]
     assert {name: outcome[name] for name in ("status", "step")} == {"status": "completed", "step": 60}
+
+
+def test_a_trial_whose_sweeps_folder_has_gone_makes_none_anew_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    class Moved(Told):
+        def tell(self, report: Any) -> None:
+            (tmp_path / "sweep").rename(tmp_path / "moved")
+
+    outcome = trial.outcome_of(config_of(tmp_path / "sweep" / "trials" / "trial_0000"), Moved())
+    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, False)
+    assert outcome["error"].startswith("FileNotFoundError: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]

@@ -18,6 +18,8 @@ from widthwise.proxies.validation import ConfigError, DiskFull, RunError
 from widthwise.transfer import Recipe
 from widthwise.transfer.failures import HardwareFault, LostPeer, explained, room_for
 
+from ..small_disk import on_a_small_disk
+
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
 
 
@@ -205,27 +207,6 @@ def test_an_exception_on_one_worker_ends_the_run_at_once(
     assert not (folder / "target" / ".ray").exists()
 
 
-# In a mount namespace of its own, which needs no privileges where users may have one.
-ON_A_SMALL_DISK = """
-import os, subprocess, sys
-out = sys.argv[sys.argv.index("--out") + 1]
-if "--inside" not in sys.argv:
-    os.makedirs(out)
-    again = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", sys.orig_argv[2], *sys.argv[1:]]
-    os.execvp("unshare", [*again, "--inside"])
-from widthwise.transfer.cli import main
-mount = ["mount", "-t", "tmpfs", "none", out, "-o"]
-subprocess.run([*mount, "size=4m"], check=True)
-for more in ([], ["--resume"]):
-    try:
-        main([*sys.argv[1:-1], *more])
-    except SystemExit as stop:
-        print("status", stop.code)
-        print("checkpoints", sorted(os.listdir(f"{out}/checkpoints")))
-        subprocess.run([*mount, "remount,size=20m"], check=True)
-"""
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
@@ -233,7 +214,8 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
 ) -> None:
     out = recipe.parent / "small"
     command = ["launch", recipe, "--width", 64, "--data", real_text, "--evaluations", 4, "--keep", 3]
-    status, printed, said = start(*command, "--out", out, script=ON_A_SMALL_DISK).finish(seconds=400)
+    script = on_a_small_disk("4m", "checkpoints")
+    status, printed, said = start(*command, "--out", out, script=script).finish(seconds=400)
     assert status == 0, said
     full, kept, *_, resumed, in_the_end = printed.splitlines()
     assert (full, resumed) == ("status 1", "status 0")
