@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import SweepConfig
 from widthwise.search.ledger import Ledger
 from widthwise.transfer import Plan, Recipe, cli, endings, horizon_rules, launching, rules
+from widthwise.transfer.commands.sweep import Sweep
 from widthwise.transfer.launch_options import LaunchOptions
 
 
@@ -430,6 +432,16 @@ def test_help_says_defaults_in_one_way_and_none_of_what_is_off(
     assert re.search(r"default: (None|False|\))", out) is None
     # Not "Width of the proxy [64].", as other programs have it.
     assert re.search(r"\w \[[^]]+\]\.", out) is None
+
+
+def test_every_option_of_sweep_that_takes_a_value_says_what_holds_without_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_status("sweep", "--help") == 0
+    _, *said = re.split(r"(?m)^\W*(?=--[a-z])", capsys.readouterr().out)
+    assert len(said) == len(fields(Sweep))
+    taking = [option for option in said if re.match(r"--[a-z-]+ [A-Z{]", option)]
+    assert [option for option in taking if "(default:" not in option] == []
 
 
 def test_short_shards_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ class Check:
     study_name: Option[str] = None
     """The study's name in the database. (default: the folder's and eight random digits)"""
     address: Option[str] = None
-    """Ray cluster, host:port or auto; a local Ray if not given."""
+    """Ray cluster, host:port or auto. (default: a local Ray)"""
     concurrency: Option[int] = None
     """Runs at a time. (default: one per core, or per GPU)"""
     gpus_per_trial: Option[float] = None

@@ -89,7 +89,7 @@ class Launch(Target):
     fixed_aspect: Flag = False
     """Take AlphaDecay's spectra from square sub-matrices (FARMS)."""
     address: Option[str] = None
-    """Ray cluster, host:port or auto; a local Ray if not given."""
+    """Ray cluster, host:port or auto. (default: a local Ray)"""
     resume: Flag = False
     """Go on from the checkpoint in the folder."""
     dry_run: Flag = False

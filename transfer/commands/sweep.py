@@ -26,7 +26,8 @@ class Sweep:
     """Tune learning rate, weight decay and Huber coefficient on a narrow proxy; writes a recipe."""
 
     config: Option[Path] = None
-    """TOML file with SweepConfig's fields, in sections [model], [horizon] and [space] too; options go before it."""
+    """TOML file with SweepConfig's fields, also in sections [model], [horizon], [space]; options override it. (default:
+    none)"""
     width: Option[int] = None
     """Width of the proxy. (default: 64)"""
     depth: Option[int] = None
@@ -58,7 +59,7 @@ class Sweep:
     min_horizon: Option[float] = None
     """Least horizon Σηλ of a trial; proposals below it are not run. (default: any)"""
     warm_start: Option[Path] = None
-    """Recipe, or folder of a sweep, whose best settings are tried first."""
+    """Recipe, or folder of a sweep, whose best settings are tried first. (default: none)"""
     concurrency: Option[int] = None
     """Trials at a time. (default: one per core, or per GPU)"""
     gpus_per_trial: Option[float | Literal["auto"]] = None
@@ -74,7 +75,7 @@ class Sweep:
     study_name: Option[str] = None
     """The study's name in the database. (default: the folder's and eight random digits)"""
     address: Option[str] = None
-    """Ray cluster, host:port or auto; a local Ray if not given."""
+    """Ray cluster, host:port or auto. (default: a local Ray)"""
     resume: Flag = False
     """Go on with the sweep in the folder, with the settings it was started with."""
     quiet: Flag = False
