@@ -1,5 +1,6 @@
 """How a command ends: an exit status, and one line on standard error that says what went wrong."""
 
+import errno
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from io import UnsupportedOperation
 from pathlib import Path
 
 from widthwise.proxies.validation import ConfigError, RunError, one_line
@@ -46,12 +48,20 @@ def status_of(run: Callable[[], int]) -> int:
 
 
 def flush() -> None:
-    """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end."""
+    """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end.
+
+    A terminal that was closed is a reader that has gone.
+    """
     try:
         sys.stdout.flush()
-    except OSError:
+        # What a closed terminal refused may not be buffered any more; it refuses nothing, too.
+        with suppress(UnsupportedOperation):
+            os.write(sys.stdout.fileno(), b"")
+    except OSError as error:
         # That at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EIO:
+            raise BrokenPipeError from error
         raise
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -567,14 +568,18 @@ def test_without_tyros_structured_errors_a_mistake_is_still_one_line(recipe: str
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["rich", "json"])
-def test_a_reader_that_has_gone_is_no_traceback(recipe: str, form: list[str]) -> None:
+@pytest.mark.parametrize("opened", [os.pipe, os.openpty])
+def test_a_reader_that_has_gone_is_no_traceback(
+    recipe: str, form: list[str], opened: Callable[[], tuple[int, int]]
+) -> None:
+    reader, writer = opened()
     with subprocess.Popen(
         [sys.executable, "-c", RUN, "scale", recipe, "--width", "128", *form],
-        stdout=subprocess.PIPE,
+        stdout=writer,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
+        os.close(reader)
+        os.close(writer)
         assert process.stderr is not None
-        process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
