@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -110,7 +110,7 @@ class _Watch(tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        self.proposer.books.require_there()
+        _require_there(self.proposer.books)
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
@@ -118,6 +118,12 @@ class _Watch(tune.Callback):
         # A trial that is about to start has no place on a node yet.
         if all(trial.status != Trial.PENDING for trial in trials):
             self.spares.look(nodes)
+
+
+def _require_there(books: Books) -> None:
+    """Raise a RunError where the books' folder has gone; a file system that fails just now may come back."""
+    with suppress(OSError):
+        books.require_there()
 
 
 class _Unsaved:
@@ -149,8 +155,8 @@ class _Proposer(_Unsaved, Searcher):
         # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
         # place at most, so that a cluster that can grow does.
         with self.fuse.held():
-            # Before a trial makes it anew.
-            self.books.require_there()
+            # Before a trial makes the folder anew.
+            _require_there(self.books)
         if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):
             return None
         trial = self.books.next()

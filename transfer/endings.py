@@ -43,20 +43,30 @@ def status_of(run: Callable[[], int]) -> int:
         _say("failed", str(error))
         return 1
     except Exception as error:
+        if _is_of_closed_terminal(error):
+            return _READER_GONE
         _say("failed", f"{type(error).__name__}: {error} ({_kept_traceback()})")
         return 1
 
 
-def flush() -> None:
-    """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end.
+def _is_of_closed_terminal(error: Exception) -> bool:
+    """Return whether an error is of standard output, on a terminal that is there no more."""
+    if not (isinstance(error, OSError) and error.errno == errno.EIO):
+        return False
+    try:
+        # Such a terminal refuses nothing, too; a file takes that.
+        os.write(sys.stdout.fileno(), b"")
+    except UnsupportedOperation:
+        return False
+    except OSError:
+        return True
+    return False
 
-    A terminal that was closed is a reader that has gone.
-    """
+
+def flush() -> None:
+    """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end."""
     try:
         sys.stdout.flush()
-        # What a closed terminal refused may not be buffered any more; it refuses nothing, too.
-        with suppress(UnsupportedOperation):
-            os.write(sys.stdout.fileno(), b"")
     except OSError as error:
         # That at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
