@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from widthwise.proxies.config import Hyperparameters
 from widthwise.search import SearchSpace
@@ -38,3 +38,7 @@ def play(ledger: Ledger, count: int) -> list[dict[str, Any]]:
 def quadratic(**fields: Any) -> dict[str, Any]:
     space = SearchSpace(lr=(0.02, 0.045), weight_decay=(0.3, 3.0), decay=("l2",))
     return {"space": space, "sampler": "qmc", "trials": 12, "finalists": 1} | fields
+
+
+def states(ledger: Ledger) -> list[TrialState]:
+    return [trial.state for trial in ledger.study.get_trials()]
