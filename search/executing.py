@@ -112,6 +112,5 @@ def _run(
     ):
         from widthwise.search.tuning import run_trials
 
-        run_trials(
-            books, _settled(books, placement, ray, progress), ray.cluster_resources(), (progress, tracking)
-        )
+        settled = _settled(books, placement, ray, progress)
+        run_trials(books, settled, ray.cluster_resources(), (progress, tracking), progress.warn)

@@ -8,8 +8,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import Any
 
 import ray
@@ -33,12 +34,24 @@ from widthwise.search.trial import UNKEPT, trainable
 RETRIES = 2
 # A look at the nodes asks Ray's own process, which answers within a millisecond or so.
 SECONDS_BETWEEN_LOOKS = 2.0
+# For which Ray's head may be busy.
+SECONDS_OF_SILENCE = 5.0
+SILENT = (
+    "Ray's head does not answer; if that lasts a minute, Ray ends the sweep here: go on with --resume then"
+)
 
 
 def run_trials(
-    books: Books, placement: Placement, resources: Mapping[str, float], listeners: Sequence[Listener]
+    books: Books,
+    placement: Placement,
+    resources: Mapping[str, float],
+    listeners: Sequence[Listener],
+    warn: Callable[[str], None],
 ) -> None:
-    """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C."""
+    """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C.
+
+    `warn` is called, from another thread, with what goes wrong outside the trials.
+    """
     share = _gpu_share(placement, resources.get("GPU", 0.0))
     capacity = max(1, _room(resources, share))
     limit = placement.concurrency or capacity
@@ -61,7 +74,7 @@ def run_trials(
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares, proposer, share)]
+                storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares, proposer, share, warn)]
             ),
         ).fit()
 
@@ -92,14 +105,28 @@ class _Fuse:
             self.error = self.error or error
 
 
-class _Watch(tune.Callback):
+class _Unsaved:
+    """Pickles to nothing: Tune saves its parts for a restore that is never made."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Watch(_Unsaved, tune.Callback):
     """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever.
 
     It ends the run when the books cannot be kept or have gone, too, and when a process of the local Ray has died.
     """
 
-    def __init__(self, fuse: _Fuse, spares: Spares, proposer: "_Proposer", share: float) -> None:
-        self.fuse, self.spares, self.proposer, self.share = fuse, spares, proposer, share
+    def __init__(
+        self,
+        fuse: _Fuse,
+        spares: Spares,
+        proposer: "_Proposer",
+        share: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.fuse, self.spares, self.proposer, self.share, self.warn = fuse, spares, proposer, share, warn
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -111,7 +138,8 @@ class _Watch(tune.Callback):
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         _require_there(self.proposer.books)
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        with _told_when_silent(self.warn):
+            nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
         self.proposer.room = sum(_room(node["Resources"], self.share) for node in nodes)
@@ -120,17 +148,22 @@ class _Watch(tune.Callback):
             self.spares.look(nodes)
 
 
+@contextmanager
+def _told_when_silent(warn: Callable[[str], None]) -> Iterator[None]:
+    """Say so where Ray's head does not answer: Ray waits for it, and then ends the process with words of its own."""
+    timer = Timer(SECONDS_OF_SILENCE, warn, [SILENT])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _require_there(books: Books) -> None:
     """Raise a RunError where the books' folder has gone; a file system that fails just now may come back."""
     with suppress(OSError):
         books.require_there()
-
-
-class _Unsaved:
-    """Pickles to nothing: Tune saves its parts for a restore that is never made."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
 
 class _Proposer(_Unsaved, Searcher):

@@ -252,7 +252,7 @@ QUIET = "--disable-usage-stats --block"
 
 @pytest.fixture
 def cluster(start: Callable[..., Any], free_port: int) -> Iterator[Callable[..., Any]]:
-    """Return a function that starts a worker node, at an address that stands in ``cluster.address``."""
+    """Return a function that starts a worker node; ``cluster.address`` is the head's, ``cluster.head`` what runs it."""
     address = f"127.0.0.1:{free_port}"
     # A short name: the paths of Ray's sockets may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="w", ignore_cleanup_errors=True) as folder:
@@ -267,7 +267,7 @@ def cluster(start: Callable[..., Any], free_port: int) -> Iterator[Callable[...,
             node.until(lambda: "Ray runtime started" in node.out.read_text())
             return node
 
-        begin_node.address = address  # type: ignore[attr-defined]
+        begin_node.address, begin_node.head = address, running  # type: ignore[attr-defined]
         yield begin_node
         running.process.terminate()
         running.require_gone(but="Agent", seconds=90)

@@ -1,5 +1,7 @@
 """Clusters of several nodes, each a raylet of its own: one is lost in mid-sweep, one has another version."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import refuse_others
+from widthwise.search.tuning import SILENT
 
 SWEEP = "sweep --width 32 --context 64 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
 
@@ -79,6 +82,23 @@ def test_a_trial_whose_node_is_lost_goes_on_in_a_worker_that_another_node_had_to
     lost.kill_all()
     running.until(lambda: other.processes()[spare[0]].startswith("ray::ImplicitFunc"))
     require_all_completed(running)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_head_that_is_lost_is_told_before_ray_ends_the_sweep(
+    cluster: Any, sweep: Callable[[int], Any]
+) -> None:
+    cluster()
+    running = sweep(300)
+    [head] = [pid for pid, name in cluster.head.processes().items() if "gcs_server" in name]
+    os.kill(head, signal.SIGKILL)
+    status, printed, said = running.finish()
+    assert (status, printed) == (1, "")
+    *_, told, rays = said.splitlines()
+    assert told == f"widthwise: {SILENT}"
+    assert "Failed to connect to GCS" in rays
+    running.require_gone()
 
 
 @pytest.mark.ray
