@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from typing import IO, Any, cast
 
 # Of a terminal that was closed, and of a pipe that nobody reads any more.
@@ -44,5 +45,6 @@ class _Lasting:
 
 def standard_error() -> IO[str]:
     """Return standard error as it is now; an error of its reader's is raised neither here nor by `sys.stderr` then."""
-    # Within another live display, rich's stand-in for it.
-    return cast(IO[str], _Lasting(getattr(sys.stderr, "rich_proxied_file", sys.stderr)))
+    # Within another live display it is rich's stand-in; it is None where whoever started the process closed it.
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    return cast(IO[str], _Lasting(StringIO() if stream is None else stream))

@@ -51,7 +51,7 @@ def status_of(run: Callable[[], int]) -> int:
 
 def _is_of_closed_terminal(error: Exception) -> bool:
     """Return whether an error is of standard output, on a terminal that is there no more."""
-    if not (isinstance(error, OSError) and error.errno == errno.EIO):
+    if not (isinstance(error, OSError) and error.errno == errno.EIO) or sys.stdout is None:
         return False
     try:
         # Such a terminal refuses nothing, too; a file takes that.
@@ -65,12 +65,16 @@ def _is_of_closed_terminal(error: Exception) -> bool:
 
 def flush() -> None:
     """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end."""
+    if sys.stdout is None:
+        # Closed by whoever started the process.
+        return
     try:
         sys.stdout.flush()
     except OSError as error:
+        has_no_reader = _is_of_closed_terminal(error)
         # That at the interpreter's end must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EIO:
+        if has_no_reader:
             raise BrokenPipeError from error
         raise
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -583,3 +584,15 @@ def test_a_reader_that_has_gone_is_no_traceback(
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "ended"),
+    [(">&-", "--version", (0, "", "")), ("2>&-", "scale absent.json --width 128", (2, "", ""))],
+)
+def test_a_stream_that_was_closed_before_the_start_is_no_traceback(
+    closed: str, arguments: str, ended: tuple[int, str, str]
+) -> None:
+    command = f"{shlex.join([sys.executable, '-c', RUN])} {arguments} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == ended
