@@ -10,7 +10,7 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -199,10 +199,14 @@ class Books(ABC):
         self.write_records()
 
     def require_there(self) -> None:
-        """Raise a RunError where the folder has been removed or moved: what then goes wrong does not say so."""
-        if not any((self.out / name).exists() for name in self.layout.study):
-            go_on = "go on with --resume where it is now"
-            raise RunError(f"the {self.layout.what} in {self.out} is not there any more; {go_on}")
+        """Raise a RunError where the folder has been removed or moved: what then goes wrong does not say so.
+
+        A file system that fails just now may come back.
+        """
+        with suppress(OSError):
+            if not any((self.out / name).exists() for name in self.layout.study):
+                go_on = "go on with --resume where it is now"
+                raise RunError(f"the {self.layout.what} in {self.out} is not there any more; {go_on}")
 
     def tidy(self) -> None:
         """Remove what lies in finished trials' folders: one that is stopped may write a checkpoint after its end."""

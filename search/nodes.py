@@ -1,8 +1,8 @@
 """The nodes of a cluster: whether each can run what this process sends it."""
 
 import signal
+import sys
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -57,7 +57,7 @@ def local_death() -> str | None:
     They are this process's children. Ray itself takes 10 s or more to notice, and then ends this process or waits.
     They are no part of Ray's public interface: another version of it may not tell.
     """
-    node: Any = getattr(import_module("ray._private.worker"), "_global_node", None)
+    node: Any = getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
     for name, process in node.dead_processes() if hasattr(node, "dead_processes") else ():
         if name in _ESSENTIAL:
             status = process.returncode

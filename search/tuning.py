@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Timer
 from typing import Any
 
@@ -137,7 +137,7 @@ class _Watch(_Unsaved, tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        _require_there(self.proposer.books)
+        self.proposer.books.require_there()
         with _told_when_silent(self.warn):
             nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not nodes:
@@ -160,12 +160,6 @@ def _told_when_silent(warn: Callable[[str], None]) -> Iterator[None]:
         timer.cancel()
 
 
-def _require_there(books: Books) -> None:
-    """Raise a RunError where the books' folder has gone; a file system that fails just now may come back."""
-    with suppress(OSError):
-        books.require_there()
-
-
 class _Proposer(_Unsaved, Searcher):
     """Hands the books' trials to Tune, and Tune's endings to the books.
 
@@ -185,11 +179,11 @@ class _Proposer(_Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         self.books.places = max(1, min(self.limit, self.room))
-        # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
-        # place at most, so that a cluster that can grow does.
         with self.fuse.held():
             # Before a trial makes the folder anew.
-            _require_there(self.books)
+            self.books.require_there()
+        # Tune asks ahead for trials that cannot run yet; a proposal should know all results there are. One waits for a
+        # place at most, so that a cluster that can grow does.
         if self.fuse.error or len(self.books.live) >= min(self.limit, self.room + 1):
             return None
         trial = self.books.next()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from widthwise.proxies.validation import ConfigError
+from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search.books import MAX_FAILURES
 from widthwise.search.ledger import Ledger
 from widthwise.search.stored import stored_config
@@ -76,7 +76,7 @@ def test_a_failed_trial_is_made_up_for_from_the_same_place(
 
 
 def test_a_trial_whose_worker_dies_is_begun_again_twice(opened: Callable[..., Ledger]) -> None:
-    # It imports Ray Tune, for this one test.
+    # It imports Ray Tune, which few tests here need.
     from widthwise.search.tuning import _Fuse, _Proposer
 
     ledger = opened()
@@ -88,6 +88,35 @@ def test_a_trial_whose_worker_dies_is_begun_again_twice(opened: Callable[..., Le
     assert numbers == [0, 0, 0]
     assert ledger.failures == ["the worker died"]
     assert proposer.suggest("fourth")["number"] == 1
+
+
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        (True, "the disk of {out} is full; make room, and go on with --resume"),
+        (False, "FileNotFoundError: no; go on with --resume"),
+    ],
+)
+def test_a_trial_whose_checkpoint_could_not_be_written_ends_the_session_and_goes_on_in_the_next(
+    opened: Callable[..., Ledger], full: bool, told: str
+) -> None:
+    from widthwise.search.trial import UNKEPT
+    from widthwise.search.tuning import _Fuse, _Proposer
+
+    ledger, fuse = opened(), _Fuse()
+    proposer = _Proposer(ledger, 2, 2, (), fuse)
+    for trial_id in ("first", "second"):
+        proposer.suggest(trial_id)
+    proposer.on_trial_complete("first", {"status": UNKEPT, "full": full, "error": "FileNotFoundError: no"})
+    assert isinstance(fuse.error, RunError)
+    assert str(fuse.error) == told.format(out=ledger.out)
+    # Nothing more is taken from Tune, or given to it.
+    proposer.on_trial_complete("second", {"status": "completed", "loss": 1.0})
+    assert proposer.suggest("third") is None
+    assert (states(ledger), ledger.failures) == ([TrialState.RUNNING] * 2, [])
+    ledger.close()
+    again = opened(resume=True)
+    assert [begin(again)[0] for _ in range(2)] == [0, 1]
 
 
 def test_a_failed_confirmation_is_made_up_for(opened: Callable[..., Ledger]) -> None:

@@ -236,3 +236,6 @@ def test_a_folder_that_has_gone_is_told_in_place_of_what_goes_wrong_then(
     told = f"the sweep in {ledger.out} is not there any more; go on with --resume where it is now"
     with pytest.raises(RunError, match=f"^{re.escape(told)}$"):
         ledger.require_there()
+    # Of which nothing can be said just now: no file system takes such a name.
+    ledger.out = tmp_path / ("long" * 100)
+    ledger.require_there()
