@@ -51,6 +51,13 @@ def cautions(plan: Plan, rule: str | None = None) -> Iterator[str]:
     if set(plan.decay_kinds) != {"matrix"}:
         named = ", ".join(plan.decay_kinds) or "nothing"
         yield f"note: decay on {named}; λ was tuned on proxies whose matrices alone decay"
+    yield from _turning(plan, rule)
+
+
+def _turning(plan: Plan, rule: str) -> Iterator[str]:
+    """Yield where a step's decay is larger than the weight; the proximal step never is, whatever ηλ."""
+    if plan.hyperparameters.decay not in ("l2", "huber"):
+        return
     for kind in plan.decay_kinds:
         step = plan.independent_weight_decay(kind)
         if step >= 1:

@@ -369,13 +369,15 @@ def test_a_horizon_too_short_for_weight_decay_is_noted() -> None:
     assert not {"notes", "decay_horizon"} & short.document().keys()
 
 
-def test_a_decay_that_turns_signs_is_noted() -> None:
-    strong = RECIPE.model_copy(
-        update={"hyperparameters": RECIPE.hyperparameters.model_copy(update={"weight_decay": 101.0})}
-    )
+@pytest.mark.parametrize(
+    ("decay", "turns"), [("l2", True), ("huber", True), ("huber-prox", False), ("none", False)]
+)
+def test_a_decay_that_turns_signs_is_noted(decay: str, turns: bool) -> None:
+    tuned = {"weight_decay": 101.0, "decay": decay}
+    strong = RECIPE.model_copy(update={"hyperparameters": RECIPE.hyperparameters.model_copy(update=tuned)})
     note = "ηλ of kind matrix reaches 1.01 with fan-sqrt: from 1 on, a step's decay turns weights' signs"
-    assert strong.at(width=128).as_json()["notes"] == [note]
-    assert f"note: {note}" in strong.at(width=128).notes()
+    assert strong.at(width=128).as_json()["notes"] == ([note] if turns else [])
+    assert (f"note: {note}" in strong.at(width=128).notes()) == turns
     assert strong.at(width=512).as_json()["notes"] == []
 
 
