@@ -586,6 +586,20 @@ def test_a_reader_that_has_gone_is_no_traceback(
         assert process.wait() == 141
 
 
+@pytest.mark.parametrize("opened", [os.pipe, os.openpty])
+def test_half_a_line_that_nobody_reads_is_told_once(
+    opened: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = opened()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        stream.write("half a line")
+        os.close(reader)
+        with pytest.raises(BrokenPipeError):
+            endings.flush()
+        endings.flush()
+
+
 @pytest.mark.parametrize(
     ("closed", "arguments", "ended"),
     [(">&-", "--version", (0, "", "")), ("2>&-", "scale absent.json --width 128", (2, "", ""))],
