@@ -169,10 +169,11 @@ def test_too_short_a_horizon_trains_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
-    """Return the folder of a check of `RECIPE` of which the first two runs have ended."""
+def begun(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return the folder of a check of `RECIPE` of which two runs at a width have ended, the recipe's own by default."""
+    width = getattr(request, "param", 16)
     study, out = running._Study(RECIPE, QUICK), tmp_path / "begun"
-    runs = [study._run(setting) for setting in wanted(study.design, {}) if setting.width == 16][:2]
+    runs = [study._run(setting) for setting in wanted(study.design, {}) if setting.width == width][:2]
     grid = Grid(lambda _: runs, out, study.identity(), data="", what="check", resume=False)
     for loss in (3.0, 3.1):
         trial = grid.next()
@@ -197,14 +198,17 @@ def test_a_verdict_without_runs_takes_no_other_checks_place(begun: Path, resume:
     assert not (begun / "check.json").exists()
 
 
-def test_a_verdict_without_runs_may_come_in_a_check_that_goes_on_at_more_widths(begun: Path) -> None:
+@pytest.mark.parametrize(("begun", "kept"), [(16, [(16, 3.05)]), (32, None)], indirect=["begun"])
+def test_a_verdict_without_runs_may_come_in_a_check_that_goes_on_at_more_widths(
+    begun: Path, kept: list[tuple[int, float]] | None
+) -> None:
     # The horizon suffices at widths 16 to 64, and not at 512.
     wider = QUICK.model_copy(update={"widths": (16, 32, 64, 128, 256, 512)})
     result = check(RECIPE, begun, wider, resume=True)
     assert result.verdict.reasons[0].check == "horizon"
-    # What was measured before is kept.
-    assert result.measured is not None
-    assert [(at.width, at.loss) for at in result.measured.widths] == [(16, pytest.approx(3.05))]
+    # What was measured before is kept, and tells nothing without the width that the others are compared with.
+    measured = result.measured and [(at.width, at.loss) for at in result.measured.widths]
+    assert measured == (kept and [(width, pytest.approx(loss)) for width, loss in kept])
     assert json.loads((begun / "check.json").read_text()) == json.loads(json.dumps(result.as_json()))
 
 
