@@ -119,6 +119,16 @@ def test_a_trial_whose_checkpoint_could_not_be_written_ends_the_session_and_goes
     assert [begin(again)[0] for _ in range(2)] == [0, 1]
 
 
+def test_no_trial_begins_in_a_folder_that_has_gone(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    from widthwise.search.tuning import _Fuse, _Proposer
+
+    ledger, fuse = opened(), _Fuse()
+    ledger.out.rename(tmp_path / "moved")
+    assert _Proposer(ledger, 1, 1, (), fuse).suggest("first") is None
+    assert str(fuse.error).startswith(f"the sweep in {ledger.out} is not there any more; ")
+    assert ledger.live == {}
+
+
 def test_a_failed_confirmation_is_made_up_for(opened: Callable[..., Ledger]) -> None:
     ledger = opened(finalists=1, seeds=2)
     play(ledger, 6)

@@ -14,6 +14,7 @@ from widthwise.transfer.commands.submitting import _own_files
 from widthwise.transfer.launching import _spec
 
 SOURCE = """
+from dataclasses import replace
 from widthwise.transfer import Multipliers, Ratios, Scaled, scaled
 
 def steep(ratios: Ratios) -> Scaled:
@@ -26,6 +27,9 @@ def constant(ratios):
 
 def half(ratios):
     return scaled(matrix=Multipliers(), residual_multiplier=0.5)
+
+def quicker(ratios):
+    return replace(scaled(matrix=Multipliers()), one_minus_beta=2.0)
 
 def failing(ratios):
     return ratios.heigth
@@ -111,6 +115,10 @@ def test_a_submitted_run_takes_the_module_along(recipe: str, rule: str, files: l
         (
             "my_rules:half",
             "rule 'my_rules:half': must change nothing where every ratio is 1, but does for 'residual_multiplier'",
+        ),
+        (
+            "my_rules:quicker",
+            "rule 'my_rules:quicker': must change nothing where every ratio is 1, but does for 'one_minus_beta'",
         ),
         (
             "my_rules:failing",
