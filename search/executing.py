@@ -78,7 +78,8 @@ def execute(
 
     Raises:
         ConfigError: where the cluster lacks the GPUs asked for.
-        RunError: where trials keep failing, or the books' folder has gone.
+        RunError: where trials keep failing, or cannot go on: there is no room for a checkpoint (`DiskFull`), or the
+            books' folder, or what Ray runs on, has gone.
     """
     try:
         _run(books, placement, show_progress, trackers, tokens_per_step)

@@ -87,7 +87,7 @@ def run_all(
 
     Raises:
         ConfigError: for a user's mistake, before any run is started.
-        RunError: where runs keep failing; those that ended are kept.
+        RunError: where runs keep failing or cannot go on, as of `sweep`; those that ended are kept.
         KeyboardInterrupt: after Ctrl-C, when everything has been put away: what ended is kept, `resume` goes on.
     """
     placement = placement or Placement()

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: whether each can run what this process sends it."""
+"""Nodes: whether each of a cluster can run what this process sends it, and whether the local one lives."""
 
 import signal
 import sys

@@ -211,7 +211,8 @@ def sweep(
 
     Raises:
         ConfigError: for a user's mistake, before anything is written.
-        RunError: where no trial completed, or trials keep failing.
+        RunError: where no trial completed, or trials keep failing or cannot go on: there is no room for a checkpoint
+            (`DiskFull`), or the folder, or what Ray runs on, has gone.
     """
     config = config.model_copy(update={"data": absolute_source(config.data)})
     tokens = config.open_data()

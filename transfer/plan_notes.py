@@ -62,7 +62,7 @@ def _turning(plan: Plan, rule: str) -> Iterator[str]:
         step = plan.independent_weight_decay(kind)
         if step >= 1:
             turned = "from 1 on, a step's decay turns weights' signs"
-            yield f"note: ηλ of kind {kind} reaches {step:.3g} with {rule}: {turned}"
+            yield f"note: ηλ of kind {kind} reaches {step:.3g} at width {plan.model.width} with {rule}: {turned}"
 
 
 def _uncovered(plan: Plan, rule: str) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _follows(plan: Plan, name: str) -> bool:
 
 def _law(plan: Plan, rule: str) -> Iterator[str]:
     """Yield that a law of ηλ stands on a rule that does not keep it."""
-    if plan.horizon_rule not in LAWS_OF_DECAY or "matrix" not in plan.decay_kinds:
+    if plan.horizon_rule not in LAWS_OF_DECAY or not _matrices_decay(plan):
         return
     sized = replace(plan.ratios, batch=1.0, tokens=1.0)
     matrix = plan.recipe.find_rule(plan.rule)(sized).kinds["matrix"]
@@ -149,7 +149,7 @@ def _changes(plan: Plan) -> Iterator[str]:
 
 def _decay(plan: Plan) -> Iterator[str]:
     """Yield how far the matrices decay, and their λ in other conventions."""
-    if "matrix" not in plan.decay_kinds:
+    if not _matrices_decay(plan):
         return
     scheduled, constant = (
         plan.independent_weight_decay("matrix", with_schedule=scheduled) for scheduled in (True, False)
@@ -160,5 +160,9 @@ def _decay(plan: Plan) -> Iterator[str]:
 
 def _too_short(plan: Plan) -> Iterator[str]:
     """Yield that the matrices' decay has little time."""
-    if "matrix" in plan.decay_kinds and plan.decay_horizon < ENOUGH_DECAY:
+    if _matrices_decay(plan) and plan.decay_horizon < ENOUGH_DECAY:
         yield f"note: Σηλ is below {ENOUGH_DECAY}: weight decay has little time to act"
+
+
+def _matrices_decay(plan: Plan) -> bool:
+    return "matrix" in plan.decay_kinds and plan.hyperparameters.decay != "none"

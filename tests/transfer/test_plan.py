@@ -365,6 +365,9 @@ def test_a_horizon_too_short_for_weight_decay_is_noted() -> None:
     short = RECIPE.at(width=128)
     assert short.notes()[-1] == "note: Σηλ is below 1.5: weight decay has little time to act"
     assert short.as_json()["notes"] == ["Σηλ is below 1.5: weight decay has little time to act"]
+    tuned = RECIPE.hyperparameters.model_copy(update={"decay": "none"})
+    undecayed = RECIPE.model_copy(update={"hyperparameters": tuned}).at(width=128)
+    assert [note for note in undecayed.notes() if "ηλ" in note or "independent" in note] == []
     # In a run's plan.json they would be read as decisions of the run.
     assert not {"notes", "decay_horizon"} & short.document().keys()
 
@@ -375,7 +378,7 @@ def test_a_horizon_too_short_for_weight_decay_is_noted() -> None:
 def test_a_decay_that_turns_signs_is_noted(decay: str, turns: bool) -> None:
     tuned = {"weight_decay": 101.0, "decay": decay}
     strong = RECIPE.model_copy(update={"hyperparameters": RECIPE.hyperparameters.model_copy(update=tuned)})
-    note = "ηλ of kind matrix reaches 1.01 with fan-sqrt: from 1 on, a step's decay turns weights' signs"
+    note = "ηλ of kind matrix reaches 1.01 at width 128 with fan-sqrt: from 1 on, a step's decay turns weights' signs"
     assert strong.at(width=128).as_json()["notes"] == ([note] if turns else [])
     assert (f"note: {note}" in strong.at(width=128).notes()) == turns
     assert strong.at(width=512).as_json()["notes"] == []

@@ -96,7 +96,7 @@ def check(
 
     Raises:
         ConfigError: for a user's mistake, before anything is trained.
-        RunError: where runs keep failing; those that ended are kept.
+        RunError: where runs keep failing or cannot go on, as of `sweep`; those that ended are kept.
         KeyboardInterrupt: after Ctrl-C; what ended is kept, and `resume` goes on.
     """
     study = _Study(recipe, options or CheckOptions())
