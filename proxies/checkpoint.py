@@ -66,7 +66,7 @@ def another_model(path: Place) -> ConfigError:
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain data) to `path` through a temporary name, flushed and renamed.
 
-    Its folder is made where that is missing, but not what the folder is in: who removes or moves that means it.
+    Its folder is made where that is missing, but not the one above: who removes or moves that means it.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the earlier file stays.

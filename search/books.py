@@ -204,7 +204,7 @@ class Books(ABC):
         A file system that fails just now may come back.
         """
         with suppress(OSError):
-            if not any((self.out / name).exists() for name in self.layout.study):
+            if not self.layout.is_in(self.out):
                 go_on = "go on with --resume where it is now"
                 raise RunError(f"the {self.layout.what} in {self.out} is not there any more; {go_on}")
 

@@ -44,7 +44,7 @@ class _Lasting:
 
 
 def standard_error() -> IO[str]:
-    """Return standard error as it is now; an error of its reader's is raised neither here nor by `sys.stderr` then."""
+    """Return standard error as a stream that raises nothing when its reader goes; nor does `sys.stderr` after that."""
     # Within another live display it is rich's stand-in; it is None where whoever started the process closed it.
     stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     return cast(IO[str], _Lasting(StringIO() if stream is None else stream))

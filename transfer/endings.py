@@ -54,7 +54,7 @@ def _is_of_closed_terminal(error: Exception) -> bool:
     if not (isinstance(error, OSError) and error.errno == errno.EIO) or sys.stdout is None:
         return False
     try:
-        # Such a terminal refuses nothing, too; a file takes that.
+        # Such a terminal refuses even no bytes at all; a file takes them.
         os.write(sys.stdout.fileno(), b"")
     except UnsupportedOperation:
         return False
