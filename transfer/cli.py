@@ -8,6 +8,7 @@ status. Its module imports nothing heavy; ``run`` imports what it needs. To add 
 import contextlib
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -68,6 +69,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         SystemExit: 0 on success, 2 on a user's error, 1 on a failure of our own, 130 when interrupted,
             141 when the reader of standard output has gone.
     """
+    for name in ("stdout", "stderr"):
+        # Closed by whoever started the process: `print` would write to the other one.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Greek letters shows question marks, not an error.
         if isinstance(stream, io.TextIOWrapper):

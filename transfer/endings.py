@@ -51,7 +51,7 @@ def status_of(run: Callable[[], int]) -> int:
 
 def _is_of_closed_terminal(error: Exception) -> bool:
     """Return whether an error is of standard output, on a terminal that is there no more."""
-    if not (isinstance(error, OSError) and error.errno == errno.EIO) or sys.stdout is None:
+    if not (isinstance(error, OSError) and error.errno == errno.EIO):
         return False
     try:
         # Such a terminal refuses even no bytes at all; a file takes them.
@@ -65,9 +65,6 @@ def _is_of_closed_terminal(error: Exception) -> bool:
 
 def flush() -> None:
     """Flush standard output, so that what is wrong with it is noticed here and not at the interpreter's end."""
-    if sys.stdout is None:
-        # Closed by whoever started the process.
-        return
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -26,6 +26,14 @@ def test_a_reader_that_goes_ends_nothing(
         print("lost in the end", file=stream, flush=True)
 
 
+def test_a_standard_error_that_was_never_there_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    say("lost", True)
+    assert capsys.readouterr().out == ""
+
+
 def test_another_fault_of_standard_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as stream:
         monkeypatch.setattr("sys.stderr", stream)
