@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from widthwise.transfer.checking.estimates import Estimate
+from widthwise.transfer.checking.estimates import Estimate, mean_over_seeds
 from widthwise.transfer.checking.findings import Measured
 from widthwise.transfer.checking.measuring import decay_difference, measure
 from widthwise.transfer.checking.observing import Observation, Setting, line, observed
@@ -107,9 +107,15 @@ def test_what_another_decay_would_change_is_read_off_the_line() -> None:
         1.0: {0: 2.1, 1: 2.36},
         2.0: {0: None, 1: 2.5},
     }
-    found = decay_difference(losses, 0.5)
-    assert found is not None
-    assert found.value == pytest.approx(np.mean([-0.05, -0.02]))
+    measured, between = decay_difference(losses, 1.0), decay_difference(losses, 0.5)
+    assert measured is not None
+    assert between is not None
+    assert measured.value == pytest.approx(np.mean([-0.1, -0.04]))
+    # The first seed's losses lie on a line, the second's on 2.4 - 0.07·x + 0.03·x².
+    bowl, chord = mean_over_seeds([-0.05, -0.0275]), mean_over_seeds([-0.05, -0.02])
+    assert between.value == pytest.approx(bowl.value)
+    assert between.low == pytest.approx(min(bowl.low, chord.low))
+    assert between.high == pytest.approx(max(bowl.high, chord.high))
     assert decay_difference(losses, 1.5) is None
     assert decay_difference({**losses, 0.0: {0: None, 1: 2.4}}, 0.5) is None
 
