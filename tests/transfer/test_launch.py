@@ -212,7 +212,9 @@ def test_a_run_that_diverges_says_so(runs: dict[str, tuple[int, str, str]], fold
     result = json.loads(printed)
     told = f"the run diverged at step {result['steps']}; there is no checkpoint"
     assert status == 1
-    begun = [UNWATCHED, BEGUN.format(folder / "diverged"), "training on 1 worker, from step 0"]
+    turned = "from 1 on, a step's decay turns weights' signs"
+    note = f"widthwise: note: ηλ of kind matrix reaches 500 at width 128 with fan-sqrt: {turned}"
+    begun = [note, UNWATCHED, BEGUN.format(folder / "diverged"), "training on 1 worker, from step 0"]
     assert said.splitlines() == [*begun, f"widthwise: failed: {told}"]
     assert result == json.loads((folder / "diverged" / "result.json").read_text())
     assert (result["status"], result["loss"]) == ("diverged", None)
