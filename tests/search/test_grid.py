@@ -23,20 +23,20 @@ from widthwise.search.outlook import Outlook
 CONFIG = {"widths": [32, 64], "rule": {"name": "fan-sqrt"}}
 
 
-def spec(lr: float = 0.02) -> RunSpec:
+def spec(lr: float = 0.02, steps: int = 60) -> RunSpec:
     hyperparameters = Hyperparameters(lr=lr, weight_decay=0.4, huber_c=2.0, clip_norm=1.0)
     return RunSpec(
         model=GPTConfig(width=32, context=64),
         base_width=32,
-        horizon=Horizon(batch_tokens=1024, tokens=1024 * 60),
+        horizon=Horizon(batch_tokens=1024, tokens=1024 * steps),
         hyperparameters=hyperparameters,
         settings=base_settings(hyperparameters),
         data="elsewhere",
     )
 
 
-def run_of(key: str, seed: int = 0, lr: float = 0.02) -> Run:
-    return Run(key=key, spec=spec(lr), seed=seed, options={"evaluations": 3, "validation_batches": 2})
+def run_of(key: str, seed: int = 0, lr: float = 0.02, steps: int = 60) -> Run:
+    return Run(key=key, spec=spec(lr, steps), seed=seed, options={"evaluations": 3, "validation_batches": 2})
 
 
 def three(outcomes: Mapping[str, Outcome]) -> list[Run]:
@@ -221,18 +221,20 @@ def test_data_that_do_not_suffice_are_told_before_anything_is_started(
     assert not (tmp_path / "grid").exists()
 
 
+# Steps of a run that is still being trained when its first evaluation has been seen.
+LONG = 1200
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from dataclasses import asdict
 from pathlib import Path
-from test_grid import CONFIG, run_of
+from test_grid import CONFIG, LONG, run_of
 from widthwise.search.grid import Placement, run_all
 
 def more(outcomes):
     # 1e6 diverges at once; the last is wanted only where that is known.
     known = "diverging" in outcomes and outcomes["diverging"].status == "diverged"
-    return [run_of("one"), run_of("diverging", lr=1e6)] + [run_of("two", seed=1)] * known
+    return [run_of("one"), run_of("diverging", lr=1e6)] + [run_of("two", seed=1, steps=LONG)] * known
 
 outcomes = run_all(
     more, Path(sys.argv[3]), config=CONFIG, data=sys.argv[2], resume="resume" in sys.argv,
@@ -268,8 +270,8 @@ def test_real_runs_survive_the_death_of_the_driver(
         ("two", "completed"),
     ]
     assert outcomes["diverging"]["loss"] is None
-    for key, seed in (("one", 0), ("two", 1)):
-        expected = trained(run_of(key, seed), real_text)
+    for key, seed, steps in (("one", 0, 60), ("two", 1, LONG)):
+        expected = trained(run_of(key, seed, steps=steps), real_text)
         assert outcomes[key]["loss"] == expected.loss
         assert outcomes[key]["curve"] == [[metrics.step, metrics.loss] for metrics in expected.history]
         assert outcomes[key]["measured"]["grad_norm"] == expected.history[-1].grad_norm
