@@ -4,7 +4,7 @@
     widthwise check recipe.json --rule mup-independent --out mup-independent
     python benchmarks/transfer.py fan-sqrt mup-independent
 
-What every column is stands in `widthwise.transfer.checking.measuring`.
+What every column is stands in `widthwise.transfer.checking.findings`.
 """
 
 import argparse
