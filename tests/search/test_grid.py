@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 import torch
 from optuna.trial import Trial, TrialState
@@ -19,6 +18,8 @@ from widthwise.proxies.runs import RunSpec, base_settings, run
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.grid import Grid, Outcome, Run, run_all
 from widthwise.search.outlook import Outlook
+
+from ..study_file import reports
 
 CONFIG = {"widths": [32, 64], "rule": {"name": "fan-sqrt"}}
 
@@ -252,14 +253,8 @@ def test_real_runs_survive_the_death_of_the_driver(
     out = tmp_path / "grid"
     arguments = (Path(__file__).parent, real_text, out)
 
-    def is_training_the_last() -> bool:
-        if not (out / "runs.jsonl").exists():
-            return False
-        study = optuna.load_study(storage=f"sqlite:///{out / 'runs.db'}", study_name="widthwise")
-        return len(study.trials) == 3 and bool(study.trials[2].intermediate_values)
-
     running = start(*arguments, script=SCRIPT)
-    running.until(is_training_the_last)
+    running.until(lambda: reports(out / "runs.db", 2))
     running.kill()
     status, printed, said = start(*arguments, "resume", script=SCRIPT).finish()
     assert (status, len(said.splitlines())) == (0, 3), said

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 
 from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import refuse_others
 from widthwise.search.tuning import SILENT
+
+from ..study_file import reports
 
 SWEEP = "sweep --width 32 --context 64 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
 
@@ -25,15 +26,6 @@ def test_a_node_with_another_version_is_named() -> None:
         assert str(caught.value) == f"address: {rule}, got {has} on node 10.0.0.2 (cd); install it there"
 
 
-def begun(out: Path, number: int) -> bool:
-    """Return whether the trial has reported."""
-    if not (out / "trials.jsonl").exists():
-        return False
-    study = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name="widthwise")
-    trials = study.get_trials()
-    return len(trials) > number and bool(trials[number].intermediate_values)
-
-
 @pytest.fixture
 def sweep(cluster: Any, start: Callable[..., Any], real_text: Path, tmp_path: Path) -> Callable[[int], Any]:
     """Return a function that starts a sweep of one trial at a time on the cluster, up to its second trial."""
@@ -44,7 +36,7 @@ def sweep(cluster: Any, start: Callable[..., Any], real_text: Path, tmp_path: Pa
         arguments = ["--tokens", 1024 * steps, "--config", tmp_path / "config.toml", "--concurrency", 1]
         arguments += ["--data", real_text]
         running = start(*SWEEP.split(), *arguments, "--address", cluster.address, "--out", out)
-        running.until(lambda: begun(out, 1))
+        running.until(lambda: reports(out / "study.db", 1))
         return running
 
     return begin

@@ -26,6 +26,7 @@ from widthwise.transfer.standing import standing
 
 from ..events import points
 from ..small_disk import on_a_small_disk
+from ..study_file import reports
 
 pytestmark = pytest.mark.ray
 
@@ -37,22 +38,14 @@ def sweep_of(text: Path) -> list[object]:
 
 
 def trials(out: Path) -> list[optuna.trial.FrozenTrial]:
-    if not (out / "trials.jsonl").exists():
-        return []
     study = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name="widthwise")
     return study.get_trials()
 
 
 def is_halfway(out: Path, number: int) -> Callable[[], bool]:
     """Return whether the driver has heard of the trial's first evaluation, and a checkpoint lies there."""
-
-    def look() -> bool:
-        if not (out / "trials" / f"trial_{number:04d}" / "checkpoint.pt").exists():
-            return False
-        known = trials(out)
-        return len(known) > number and bool(known[number].intermediate_values)
-
-    return look
+    checkpoint = out / "trials" / f"trial_{number:04d}" / "checkpoint.pt"
+    return lambda: checkpoint.exists() and reports(out / "study.db", number) > 0
 
 
 def set_clock(out: Path, number: int, seconds: float) -> int:
@@ -313,11 +306,6 @@ def test_a_full_disk_ends_a_sweep_at_once_and_is_no_trials_fault(
     assert json.loads(result)["counts"] == {"completed": 2}
 
 
-def reports(out: Path) -> int:
-    """Return how many evaluations the driver has heard of."""
-    return sum(len(trial.intermediate_values) for trial in trials(out))
-
-
 def kill_processes(running: Any, name: str) -> None:
     for pid in [pid for pid, command in running.processes().items() if name in command]:
         os.kill(pid, signal.SIGKILL)
@@ -329,8 +317,9 @@ def disturb(
     """Sweep to the end, which has `total` reports, killing at most `kills` times on the way; return how often."""
     running, spared = start(*sweep_of(text), "--out", out), True
     for done in range(kills):
-        goal = min(reports(out) + chance.randint(1, 3), total)
-        running.until(lambda goal=goal: reports(out) >= goal)
+        study = out / "study.db"
+        goal = min(reports(study) + chance.randint(1, 3), total)
+        running.until(lambda study=study, goal=goal: reports(study) >= goal)
         if goal == total:
             kills = done
             break
@@ -359,10 +348,10 @@ def disturb(
 def test_sweeps_killed_at_random_moments_end_as_an_undisturbed_one(
     start: Callable[..., Any], undisturbed: Path, real_text: Path, tmp_path: Path
 ) -> None:
-    kills, chance = 20, random.Random(20)
+    kills, chance, total = 20, random.Random(20), reports(undisturbed / "study.db")
     while kills > 0:
         out = tmp_path / f"sweep-{kills}"
-        kills -= disturb(start, real_text, out, total=reports(undisturbed), kills=kills, chance=chance)
+        kills -= disturb(start, real_text, out, total=total, kills=kills, chance=chance)
         assert outcomes(out) == outcomes(undisturbed)
 
 
