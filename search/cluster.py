@@ -230,6 +230,8 @@ _LOCAL = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
+    # Of the workers, which train: Ray's own 15 gives them a thirtieth of a core that somebody else wants too.
+    "RAY_worker_niceness": "0",
     # Seconds to look for Ray's other processes when they are gone, as after SIGTERM to all of them; 60 else.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     # A worker per core, at once, that nobody takes: Tune's and Train's actors have runtime environments of their own.

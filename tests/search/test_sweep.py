@@ -205,6 +205,8 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     running = start(*sweep_of(real_text), "--out", out)
     running.until(is_halfway(out, 0))
     [worker] = [pid for pid, name in running.processes().items() if name.startswith("ray::ImplicitFunc")]
+    # Beside other work a trial has its share of a core, as a bare loop would.
+    assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)
     os.kill(worker, signal.SIGKILL)
     running.until(is_halfway(out, 3))
     running.kill()
