@@ -107,7 +107,7 @@ class Books(ABC):
         self._lock.enter_context(locked(out))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.study = self._lock.enter_context(
+            self.study, self._secure = self._lock.enter_context(
                 opened(out, layout, identity, resume=resume, storage=storage)
             )
             self._agree(identity, may_change)
@@ -194,6 +194,7 @@ class Books(ABC):
             self._tell(trial, state=TrialState.PRUNED)
         else:
             self._tell(trial, loss=math.inf if status == "diverged" else outcome["loss"])
+        self._secure()
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
         self.write_records()

@@ -1,7 +1,7 @@
 """The folder of a study: what its files are called, what is refused in it, and where the study itself is."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from widthwise.proxies.files import locked
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import server
 from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable, write_study_file
+from widthwise.search.study_file import written
 
 STUDY = "widthwise"
 
@@ -101,21 +102,26 @@ def nothing_left(out: Path) -> Iterator[None]:
 @contextmanager
 def opened(
     out: Path, layout: Layout, identity: Mapping[str, Any], *, resume: bool, storage: Storage | None
-) -> Iterator[optuna.Study]:
+) -> Iterator[tuple[optuna.Study, Callable[[], None]]]:
     """Create the study of `out`, about `identity`, or open it with `resume`, to write it.
+
+    Yields the study, and a function that has what was written outlast a loss of power.
 
     Raises:
         ConfigError: it cannot be read, and why, in one line; or another process has it.
     """
     place = place_of(out, layout, storage) if resume else storage and storage.named(out)
     if place is None:
-        yield _loaded(out, layout) if resume else _created(out, layout, identity)
+        if not resume:
+            _create(out, layout, identity)
+        with _written(out, layout) as opened_file:
+            yield opened_file
         return
     with server.writing(place, resume=resume, objectives=layout.objectives) as study:
         if resume:
             _require_readable(study, layout, str(place))
         write_study_file(out / layout.place, place)
-        yield study
+        yield study, lambda: None
 
 
 @contextmanager
@@ -123,7 +129,9 @@ def read(out: Path, layout: Layout, storage: Storage | None) -> Iterator[optuna.
     """Open the study of `out` to read it; errors as of `opened`."""
     place = place_of(out, layout, storage)
     if place is None:
-        yield _loaded(out, layout)
+        with _told(out, layout):
+            study = _loaded(optuna.storages.RDBStorage(sqlite_url(out / layout.database)))
+        yield study
         return
     with server.reading(place) as study:
         _require_readable(study, layout, str(place))
@@ -145,7 +153,7 @@ def place_of(out: Path, layout: Layout, storage: Storage | None) -> Storage | No
     return storage
 
 
-def _created(out: Path, layout: Layout, identity: Mapping[str, Any]) -> optuna.Study:
+def _create(out: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
     """Create a study in SQLite's file, which has its name once the study is one that can be resumed."""
     path, unfinished = out / layout.database, out / f".{layout.database}"
     unfinished.unlink(missing_ok=True)
@@ -155,7 +163,6 @@ def _created(out: Path, layout: Layout, identity: Mapping[str, Any]) -> optuna.S
     identify(study, layout, identity)
     storage.engine.dispose()
     unfinished.replace(path)
-    return optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
 
 
 def identify(study: optuna.Study, layout: Layout, identity: Mapping[str, Any]) -> None:
@@ -164,15 +171,29 @@ def identify(study: optuna.Study, layout: Layout, identity: Mapping[str, Any]) -
     study.set_user_attr("config", dict(identity))
 
 
-def _loaded(out: Path, layout: Layout) -> optuna.Study:
-    path = out / layout.database
+@contextmanager
+def _written(out: Path, layout: Layout) -> Iterator[tuple[optuna.Study, Callable[[], None]]]:
+    with ExitStack() as file:
+        with _told(out, layout):
+            storage, secure = file.enter_context(written(out / layout.database))
+            study = _loaded(storage)
+        yield study, secure
+
+
+def _loaded(storage: optuna.storages.RDBStorage) -> optuna.Study:
+    study = optuna.load_study(storage=storage, study_name=STUDY)
+    study.user_attrs["config"]
+    return study
+
+
+@contextmanager
+def _told(out: Path, layout: Layout) -> Iterator[None]:
+    """Raise a ConfigError, which says what to do, where the study's file cannot be read."""
     try:
-        study = optuna.load_study(storage=sqlite_url(path), study_name=STUDY)
-        study.user_attrs["config"]
+        yield
     except Exception as error:
         what = f"a {layout.what}'s study"
-        raise ConfigError(f"out: {unreadable(path, what, error)}") from error
-    return study
+        raise ConfigError(f"out: {unreadable(out / layout.database, what, error)}") from error
 
 
 def _require_readable(study: optuna.Study, layout: Layout, where: str) -> None:

@@ -19,7 +19,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.search.grid import Grid, Outcome, Run, run_all
 from widthwise.search.outlook import Outlook
 
-from ..study_file import reports
+from ..reported import reports
 
 CONFIG = {"widths": [32, 64], "rule": {"name": "fan-sqrt"}}
 

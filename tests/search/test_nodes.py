@@ -12,7 +12,7 @@ from widthwise.proxies.validation import ConfigError
 from widthwise.search.nodes import refuse_others
 from widthwise.search.tuning import SILENT
 
-from ..study_file import reports
+from ..reported import reports
 
 SWEEP = "sweep --width 32 --context 64 --batch-tokens 1024 --trials 3 --seeds 1 --finalists 1"
 

@@ -224,6 +224,7 @@ def test_a_sweep_that_died_while_its_study_was_made_can_be_started_again(
     number, tried = begin(ledger)
     complete(ledger, number, tried)
     assert [record["number"] for record in ledger.records()] == [0]
+    ledger.close()
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*study*")) == ["study.db"]
 
 

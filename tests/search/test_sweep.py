@@ -26,7 +26,7 @@ from widthwise.transfer.standing import standing
 
 from ..events import points
 from ..small_disk import on_a_small_disk
-from ..study_file import reports
+from ..reported import reports
 
 pytestmark = pytest.mark.ray
 
