@@ -229,7 +229,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from dataclasses import asdict
 from pathlib import Path
-from test_grid import CONFIG, LONG, run_of
+from tests.search.test_grid import CONFIG, LONG, run_of
 from widthwise.search.grid import Placement, run_all
 
 def more(outcomes):
@@ -251,7 +251,7 @@ def test_real_runs_survive_the_death_of_the_driver(
     start: Callable[..., Any], real_text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "grid"
-    arguments = (Path(__file__).parent, real_text, out)
+    arguments = (Path(__file__).parents[2], real_text, out)
 
     running = start(*arguments, script=SCRIPT)
     running.until(lambda: reports(out / "runs.db", 2))

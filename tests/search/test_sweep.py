@@ -25,8 +25,8 @@ from widthwise.transfer import Recipe, cli
 from widthwise.transfer.standing import standing
 
 from ..events import points
-from ..small_disk import on_a_small_disk
 from ..reported import reports
+from ..small_disk import on_a_small_disk
 
 pytestmark = pytest.mark.ray
 
