@@ -172,8 +172,11 @@ class Books(ABC):
     def report(self, number: int, step: int, loss: float) -> bool:
         """Record an intermediate loss; return whether the trial should stop, being behind the others."""
         trial, curve = self.live[number], self._curves[number]
-        if not math.isfinite(loss) or step in curve:
+        if not math.isfinite(loss):
             return False
+        if step in curve:
+            # Of a trial that was started again, which may have been killed before it had its answer.
+            return step == max(curve) and self._is_behind(trial, step)
         curve[step] = loss
         self._keep(trial, step, loss)
         self._read = None

@@ -218,6 +218,8 @@ _QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Seconds between Tune's snapshots of all trials: the study is the truth, and nothing is restored from them.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
 }
 _LOCAL = {
     # Ray's own switch for the loopback interface, on Linux too, whatever its name.

@@ -15,7 +15,8 @@ from widthwise.search.books import Books, Next, Run, trial_name
 from widthwise.search.config import SweepConfig
 from widthwise.search.fitting import Fit, Tried, fit_minimum
 from widthwise.search.outlook import Outlook, of_sweep
-from widthwise.search.samplers import drawing, grid_points, pruner, sampler
+from widthwise.search.pruning import is_behind
+from widthwise.search.samplers import drawing, grid_points, sampler
 from widthwise.search.storage import Storage
 from widthwise.search.stored import SWEEP
 
@@ -48,7 +49,6 @@ class Ledger(Books):
         may_change = _MAY_CHANGE - ({"trials"} if config.sampler == "grid" else set())
         layout = replace(SWEEP, objectives=1 if config.min_tokens is None else 2)
         super().__init__(out, layout, identity, may_change=may_change, resume=resume, storage=storage)
-        self.study.pruner = pruner(config)
 
     def _to_come(self) -> tuple[int, int]:
         """Return how many proposals, and how many other trials, have not ended, by how things stand now."""
@@ -207,10 +207,10 @@ class Ledger(Books):
             or trial.user_attrs.keys() & _NOT_PROPOSED
         ):
             return False
-        # Asked in any case: the rungs learn from it.
-        behind = trial.should_prune()
         same = [one for one in self._scored() if one.params["decay"] == trial.params["decay"]]
-        return behind and len(same) >= MIN_COMPLETED
+        others = [one.intermediate_values for one in self._main() if one.number != trial.number]
+        first = max(1, round(self.config.grace * self.config.horizon.steps))
+        return len(same) >= MIN_COMPLETED and is_behind(self._curves[trial.number], others, first=first)
 
     def _proposed(self) -> list[FrozenTrial]:
         """Return the sampler's proposals; one that failed or was refused does not count and is made up for."""

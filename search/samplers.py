@@ -1,4 +1,4 @@
-"""Who proposes settings, and who stops trials: Optuna's samplers and its asynchronous successive halving.
+"""Who proposes settings: Optuna's samplers.
 
 A sampler is made anew for every proposal, seeded by the proposal's place: what is proposed depends on the seed and
 on the results so far, not on restarts.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
-import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -129,13 +128,3 @@ def grid_points(config: "SweepConfig") -> list[dict[str, Any]]:
     """
     points = config.space.grid(config.trials)
     return [points[index] for index in np.random.default_rng(config.seed).permutation(len(points))]
-
-
-# assumed: how many of the trials that reach a rung go on.
-REDUCTION = 2
-
-
-def pruner(config: "SweepConfig") -> optuna.pruners.BasePruner:
-    """Return asynchronous successive halving (arXiv 1810.05934), whose rungs live in the study."""
-    first = max(1, round(config.grace * config.horizon.steps))
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)

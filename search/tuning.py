@@ -246,7 +246,7 @@ class _Proposer(_Unsaved, Searcher):
 
 
 class _Stopper(_Unsaved, FIFOScheduler):
-    """Stops the trials that the study's pruner gives up: its rungs live in the study and survive a restart."""
+    """Stops the trials that the books give up: what they decide from is in the study, and survives a restart."""
 
     def __init__(self, books: Books, listeners: Sequence[Listener], fuse: _Fuse) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

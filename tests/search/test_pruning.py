@@ -1,10 +1,15 @@
 """Trials that fall behind are stopped, and good slow starters are not."""
 
 import math
+import random
 from collections.abc import Callable
+
+import optuna
+from optuna.pruners import SuccessiveHalvingPruner
 
 from widthwise.search import SearchSpace
 from widthwise.search.ledger import Ledger
+from widthwise.search.pruning import is_behind
 from widthwise.search.space import Point
 
 from .conftest import STEPS
@@ -27,8 +32,9 @@ def test_trials_that_fall_behind_are_stopped(opened: Callable[..., Ledger]) -> N
     assert not ledger.report(bad, 10, 9.0)
     assert not ledger.report(bad, 20, math.nan)
     assert ledger.report(bad, 21, 9.0)
-    # A repeated report, of a worker that was started again, is not an event.
-    assert not ledger.report(bad, 21, 9.0)
+    # Who was started again asks again.
+    assert not ledger.report(bad, 10, 9.0)
+    assert ledger.report(bad, 21, 9.0)
     ledger.finish(bad, "stopped", {"loss": 9.0, "tokens": 21504, "seconds": 0.5})
     play(ledger, 4)
     confirmation, _ = begin(ledger)
@@ -68,6 +74,52 @@ def test_the_rungs_survive_a_restart(opened: Callable[..., Ledger]) -> None:
     begin(second)
     bad, _ = begin(second)
     assert second.report(bad, 20, 9.0)
+
+
+def test_who_was_killed_before_the_answer_has_it_after_the_restart(opened: Callable[..., Ledger]) -> None:
+    first = opened(**ONE_ARM)
+    for loss in (1.0, 2.0, 3.0):
+        number, tried = begin(first)
+        first.report(number, 20, loss)
+        complete(first, number, tried)
+    bad, _ = begin(first)
+    assert not first.report(bad, 10, 9.0)
+    assert first.report(bad, 20, 9.0)
+    # Tune has yet to stop it.
+    first.close()
+    second = opened(resume=True, **ONE_ARM)
+    assert begin(second)[0] == bad
+    # From its last checkpoint.
+    assert not second.report(bad, 10, 9.0)
+    assert second.report(bad, 20, 9.0)
+
+
+def test_trials_are_stopped_as_optunas_pruner_stops_them() -> None:
+    chance, stopped = random.Random(1), 0
+    for _ in range(20):
+        study = optuna.create_study(pruner=SuccessiveHalvingPruner(min_resource=20, reduction_factor=2))
+        curves: list[dict[int, float]] = []
+        for _ in range(12):
+            trial, curve = study.ask(), dict[int, float]()
+            for step in range(8, 121, 8):
+                curve[step] = chance.random()
+                trial.report(curve[step], step)
+                is_stopped = trial.should_prune()
+                assert is_behind(curve, curves, first=20) == is_stopped
+                if is_stopped:
+                    break
+            stopped += is_stopped
+            curves.append(curve)
+    assert 100 < stopped < 240
+
+
+def test_the_first_evaluation_beyond_a_rung_counts() -> None:
+    assert is_behind({12: 1.6}, [{12: 1.5, 15: 9.0}], first=10)
+    assert not is_behind({12: 1.6}, [{9: 0.5, 12: 1.7, 15: 0.5}], first=10)
+    assert not is_behind({12: 1.0, 15: 9.0}, [{12: 1.5}], first=10)
+    # It may lie beyond two.
+    assert is_behind({8: 1.0, 21: 1.6}, [{10: 2.0, 20: 1.5}], first=10)
+    assert not is_behind({8: 1.0, 21: 1.6}, [{10: 2.0}], first=10)
 
 
 def test_a_trial_at_its_full_budget_is_not_stopped(opened: Callable[..., Ledger]) -> None:
