@@ -33,6 +33,7 @@ from widthwise.proxies.config import Hyperparameters
 from widthwise.proxies.outcome import RunOptions
 from widthwise.proxies.runs import opened, run
 from widthwise.search import SweepConfig, sweep
+from widthwise.search.cluster import ray_session
 from widthwise.search.ledger import trial_spec
 
 TRIALS, STEPS, BATCH_TOKENS = 50, 200, 1024
@@ -63,6 +64,7 @@ class Measured:
 
 
 def main() -> None:
+    ready = until_ready()
     sweeps, loops = {}, {}
     for concurrency in CONCURRENCY:
         config = configured(TRIALS, STEPS, concurrency)
@@ -74,6 +76,7 @@ def main() -> None:
     alone = sweeps[1]
     figures = {
         "trials": TRIALS,
+        "seconds_until_ray_is_ready": round(ready, 2),
         "bare_loop_seconds": [round(seconds, 2) for seconds in loops.values()],
         "seconds_before_the_first_step": [round(one.start, 2) for one in sweeps.values()],
         "seconds_from_there_to_the_last_end": [round(one.running, 2) for one in sweeps.values()],
@@ -107,6 +110,13 @@ def configured(trials: int, steps: int, concurrency: int) -> SweepConfig:
         prune=False,
         validation_batches=2,
     )
+
+
+def until_ready() -> float:
+    """Return the seconds until a local Ray takes work, its import included."""
+    began = time.perf_counter()
+    with ray_session(cpus=max(CONCURRENCY)):
+        return time.perf_counter() - began
 
 
 def measured(config: SweepConfig) -> Measured:
