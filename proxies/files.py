@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -41,12 +41,30 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error is the operating system's, or SQLite's, of a disk, or a share of it, that is full."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # SQLAlchemy's has the driver's as its cause, and Optuna's has SQLAlchemy's.
-    return error.__cause__ is not None and is_full(error.__cause__)
+    return _is_of_system(error, {errno.ENOSPC, errno.EDQUOT}, {sqlite3.SQLITE_FULL})
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Return whether an error is the operating system's, or SQLite's, of a disk that fails or may not be written."""
+    system = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+    return _is_of_system(
+        error, system, {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
+    )
+
+
+def _is_of_system(error: BaseException, system: Collection[int], sqlite: Collection[int]) -> bool:
+    """Return whether an error has one of the system's numbers, or of SQLite's primary codes."""
+    cause = system_error(error)
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in sqlite
+    return isinstance(cause, OSError) and cause.errno in system
+
+
+def system_error(error: BaseException) -> BaseException:
+    """Return what led to an error: SQLAlchemy's has the driver's as its cause, and Optuna's has SQLAlchemy's."""
+    while error.__cause__ is not None and not isinstance(error, sqlite3.Error | OSError):
+        error = error.__cause__
+    return error
 
 
 def write_atomic(path: str | Place, text: str) -> None:

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from widthwise.proxies.files import locked, write_atomic
+from widthwise.proxies.files import is_unwritable, locked, system_error, write_atomic
 from widthwise.proxies.outcome import finite
 from widthwise.proxies.runs import RunSpec
-from widthwise.proxies.validation import ConfigError, RunError, difference
+from widthwise.proxies.validation import ConfigError, RunError, difference, first_line
 from widthwise.search.folders import Layout, identify, opened, require_folder
 from widthwise.search.front import curve_of, loss_of
 from widthwise.search.outlook import Outlook
@@ -114,8 +114,11 @@ class Books(ABC):
             self._orphans = [trial.number for trial in self._trials(TrialState.RUNNING)]
             self.write_records()
             self.tidy()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if is_unwritable(error):
+                why = first_line(system_error(error))
+                raise ConfigError(f"out: {out} cannot be written ({why})") from error
             raise
 
     def require_data(self, fingerprint: str) -> None:

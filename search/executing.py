@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.proxies.files import is_unwritable, system_error
+from widthwise.proxies.validation import ConfigError, RunError, first_line
 from widthwise.search.books import MAX_FAILURES, Books
 from widthwise.search.cluster import ray_session, require_ray
 from widthwise.search.progress import Progress
@@ -83,8 +84,11 @@ def execute(
     """
     try:
         _run(books, placement, show_progress, trackers, tokens_per_step)
-    except Exception:
+    except Exception as error:
         books.require_there()
+        if is_unwritable(error):
+            why = first_line(system_error(error))
+            raise RunError(f"{books.out} cannot be written any more ({why}); go on with --resume") from error
         raise
     books.tidy()
     if len(books.failures) >= MAX_FAILURES:

@@ -14,7 +14,7 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
-from widthwise.proxies.files import is_full
+from widthwise.proxies.files import is_full, is_unwritable
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
 from widthwise.proxies.runs import RunSpec, coordinate_deltas, device_options, run
 from widthwise.proxies.validation import one_line
@@ -117,7 +117,8 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
         told = {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
         full = is_full(error)
         gone = isinstance(error, OSError) and not checkpoint.parents[1].exists()
-        return told | {"status": UNKEPT, "full": full} if full or gone else told
+        unkept = full or gone or is_unwritable(error)
+        return told | {"status": UNKEPT, "full": full} if unkept else told
     return {
         **noted,
         "status": result.status,
