@@ -32,6 +32,8 @@ TOKEN_REFUSED = (
 SECONDS_UNLOCKED = 60
 # In which a SIGTERM that follows another is the same one.
 SECONDS_OF_REPEATS = 2.0
+# After which a signal that Python dropped is sent again.
+SECONDS_UNTIL_SENT_AGAIN = 0.05
 
 
 @contextmanager
@@ -122,21 +124,29 @@ def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
 
     Yields a function that takes them again, because Ray's start takes SIGTERM for itself, and raises what was lost on
     the way. On leaving, they and SIGINT, which Tune keeps, are the caller's again.
+
+    Python drops, and prints, what is raised while it happens to be in a destructor or a callback, of which Ray's start
+    has many: that one is neither printed nor lost, but comes again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    raised = -math.inf
+    raised, latest, is_dropped = -math.inf, signal.SIGINT, False
 
     def interrupt(number: int, _: object) -> None:
-        # Some send SIGTERM twice: to the process, and to its group. A later one counts, because Python drops what is
-        # raised while it happens to be in a destructor or a callback. Who presses Ctrl-C again means it.
-        nonlocal raised
-        is_repeat = time.monotonic() - raised <= SECONDS_OF_REPEATS
+        # Some send SIGTERM twice: to the process, and to its group. A later one counts, because what runs then may have
+        # swallowed the first. Who presses Ctrl-C again means it.
+        nonlocal raised, latest, is_dropped
+        is_repeat = not is_dropped and time.monotonic() - raised <= SECONDS_OF_REPEATS
         if number == signal.SIGINT or not is_repeat:
-            raised = time.monotonic()
+            raised, latest, is_dropped = time.monotonic(), signal.Signals(number), False
             raise KeyboardInterrupt
+
+    def dropped() -> signal.Signals:
+        nonlocal is_dropped
+        is_dropped = True
+        return latest
 
     def take() -> None:
         signal.signal(signal.SIGTERM, interrupt)
@@ -151,10 +161,34 @@ def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
 
     take()
     try:
-        yield take
+        with _sent_again(dropped):
+            yield take
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _sent_again(dropped: Callable[[], signal.Signals]) -> Iterator[None]:
+    """Send a signal again, which `dropped` returns, where Python would print that it dropped a KeyboardInterrupt."""
+    main, hook, timers = threading.main_thread().ident, sys.unraisablehook, list[threading.Timer]()
+
+    def look(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        # A moment later: what is raised in here would be dropped too.
+        timers.append(threading.Timer(SECONDS_UNTIL_SENT_AGAIN, signal.pthread_kill, [main, dropped()]))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
 
 
 @contextmanager

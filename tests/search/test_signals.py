@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -50,6 +52,43 @@ def test_a_signal_that_was_dropped_while_ray_started_is_made_up_for(number: sign
             signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             take()
+
+
+class Interrupted:
+    """Is interrupted where Python drops what is raised."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+class Failing:
+    def __del__(self) -> None:
+        raise ValueError("another")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_python_drops_comes_again_and_is_not_printed(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: told.append(str(one.exc_value)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    callers = sys.unraisablehook
+    with cluster._terminated_as_interrupted():
+        with pytest.raises(KeyboardInterrupt):
+            _let_go(Interrupted(number))
+        assert told == []
+        Failing()
+        assert told == ["another"]
+    assert sys.unraisablehook is callers
+
+
+def _let_go(one: Interrupted) -> None:
+    del one
+    Event().wait(60)
 
 
 def test_the_callers_handlers_are_there_again_after_an_end_by_sigterm() -> None:
