@@ -1,7 +1,9 @@
 """Books carried out: Ray started or joined, and Tune run until nothing more is wanted."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ from widthwise.proxies.files import is_unwritable, system_error
 from widthwise.proxies.validation import ConfigError, RunError, first_line
 from widthwise.search.books import MAX_FAILURES, Books
 from widthwise.search.cluster import ray_session, require_ray
+from widthwise.search.lasting import standard_error
+from widthwise.search.nodes import kill_local
 from widthwise.search.progress import Progress
 from widthwise.search.trackers import Tracker
 from widthwise.search.tracking import Tracking
@@ -96,6 +100,14 @@ def execute(
         raise RunError(f"{failed}; mend it and go on with --resume ({books.out})")
 
 
+def _end(progress: Progress, why: str) -> None:
+    """End the process from another thread: the main one waits within Ray."""
+    progress.bar.stop()
+    print(f"widthwise: failed: {why}; what has ended is kept: go on with --resume", file=standard_error())
+    kill_local()
+    os._exit(1)
+
+
 def _run(
     books: Books,
     placement: Placement,
@@ -118,4 +130,11 @@ def _run(
         from widthwise.search.tuning import run_trials
 
         settled = _settled(books, placement, ray, progress)
-        run_trials(books, settled, ray.cluster_resources(), (progress, tracking), progress.warn)
+        run_trials(
+            books,
+            settled,
+            ray.cluster_resources(),
+            (progress, tracking),
+            progress.warn,
+            partial(_end, progress),
+        )

@@ -1,9 +1,12 @@
 """Nodes: whether each of a cluster can run what this process sends it, and whether the local one lives."""
 
+import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.validation import ConfigError
@@ -57,7 +60,7 @@ def local_death() -> str | None:
     They are this process's children. Ray itself takes 10 s or more to notice, and then ends this process or waits.
     They are no part of Ray's public interface: another version of it may not tell.
     """
-    node: Any = getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
+    node = _node()
     for name, process in node.dead_processes() if hasattr(node, "dead_processes") else ():
         if name in _ESSENTIAL:
             status = process.returncode
@@ -68,6 +71,25 @@ def local_death() -> str | None:
             )
             return f"the local Ray's {name} {how}"
     return None
+
+
+def kill_local() -> None:
+    """Kill the local Ray's processes, and those that they started; none on a cluster.
+
+    Its agents, which end by themselves, would look for the head for a minute before.
+    """
+    known = [one.process.pid for some in getattr(_node(), "all_processes", {}).values() for one in some]
+    for pid in known:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                known += map(int, children.read_text().split())
+    for pid in known:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _node() -> Any:
+    return getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
 
 
 _ESSENTIAL = ("gcs_server", "raylet")

@@ -10,10 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Timer
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -26,19 +24,13 @@ from widthwise.search.executing import Placement
 from widthwise.search.listening import Listener
 from widthwise.search.nodes import local_death
 from widthwise.search.packing import OUT_OF_MEMORY
+from widthwise.search.silence import SECONDS_BETWEEN_LOOKS, Head
 from widthwise.search.spares import Spares
 from widthwise.search.trial import UNKEPT, trainable
 
 # Times that a trial whose worker died is started again, from its last checkpoint. Tune's own retry would leave out
 # a worker that dies between two trials, and counts some deaths twice.
 RETRIES = 2
-# A look at the nodes asks Ray's own process, which answers within a millisecond or so.
-SECONDS_BETWEEN_LOOKS = 2.0
-# For which Ray's head may be busy.
-SECONDS_OF_SILENCE = 5.0
-SILENT = (
-    "Ray's head does not answer; if that lasts a minute, Ray ends the sweep here: go on with --resume then"
-)
 
 
 def run_trials(
@@ -47,10 +39,11 @@ def run_trials(
     resources: Mapping[str, float],
     listeners: Sequence[Listener],
     warn: Callable[[str], None],
+    end: Callable[[str], object],
 ) -> None:
     """Run the trials that the books want, on a cluster with `resources`, until they want no more or Ctrl-C.
 
-    `warn` is called, from another thread, with what goes wrong outside the trials.
+    `warn` and `end` are called, from another thread, where Ray's head does not answer, as `not_for_ever` says.
     """
     share = _gpu_share(placement, resources.get("GPU", 0.0))
     capacity = max(1, _room(resources, share))
@@ -60,7 +53,7 @@ def run_trials(
     spares = Spares(lambda free: min(most, _room(free, share)))
     fuse = _Fuse()
     proposer = _Proposer(books, limit, capacity, listeners, fuse)
-    with scratch_folder() as scratch, _told_as_failure():
+    with scratch_folder() as scratch, _told_as_failure(), Head(warn, end) as head:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
@@ -74,7 +67,9 @@ def run_trials(
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, callbacks=[_Watch(fuse, spares, proposer, share, warn)]
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Watch(fuse, spares, proposer, share, head)],
             ),
         ).fit()
 
@@ -124,9 +119,9 @@ class _Watch(_Unsaved, tune.Callback):
         spares: Spares,
         proposer: "_Proposer",
         share: float,
-        warn: Callable[[str], None],
+        head: Head,
     ) -> None:
-        self.fuse, self.spares, self.proposer, self.share, self.warn = fuse, spares, proposer, share, warn
+        self.fuse, self.spares, self.proposer, self.share, self.head = fuse, spares, proposer, share, head
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -138,26 +133,15 @@ class _Watch(_Unsaved, tune.Callback):
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         self.proposer.books.require_there()
-        with _told_when_silent(self.warn):
-            nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = self.head.nodes
+        if nodes is None:
+            return
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
         self.proposer.room = sum(_room(node["Resources"], self.share) for node in nodes)
         # A trial that is about to start has no place on a node yet.
         if all(trial.status != Trial.PENDING for trial in trials):
             self.spares.look(nodes)
-
-
-@contextmanager
-def _told_when_silent(warn: Callable[[str], None]) -> Iterator[None]:
-    """Say so where Ray's head does not answer: Ray waits for it, and then ends the process with words of its own."""
-    timer = Timer(SECONDS_OF_SILENCE, warn, [SILENT])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Proposer(_Unsaved, Searcher):

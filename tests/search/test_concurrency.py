@@ -51,7 +51,7 @@ def test_trials_shorter_than_a_workers_start_run_two_at_a_time_on_the_same_two_w
     with ray_session(cpus=2) as ray:
         from widthwise.search.tuning import run_trials
 
-        run_trials(ledger, Placement(concurrency=2), ray.cluster_resources(), [heard], print)
+        run_trials(ledger, Placement(concurrency=2), ray.cluster_resources(), [heard], print, print)
     ledger.close()
     assert ledger.places == 2
     assert [record["status"] for record in ledger.records()] == ["completed"] * 8
