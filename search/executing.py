@@ -13,9 +13,9 @@ from widthwise.proxies.files import is_unwritable, system_error
 from widthwise.proxies.validation import ConfigError, RunError, first_line
 from widthwise.search.books import MAX_FAILURES, Books
 from widthwise.search.cluster import ray_session, require_ray
-from widthwise.search.lasting import standard_error
 from widthwise.search.nodes import kill_local
 from widthwise.search.progress import Progress
+from widthwise.search.standard_error import standard_error
 from widthwise.search.trackers import Tracker
 from widthwise.search.tracking import Tracking
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from widthwise.search.lasting import standard_error
+from widthwise.search.standard_error import standard_error
 from widthwise.search.view import BarAndLines, best_line, counts_line
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from io import UnsupportedOperation
 from pathlib import Path
 
 from widthwise.proxies.validation import ConfigError, RunError, one_line
-from widthwise.search.lasting import standard_error
+from widthwise.search.standard_error import standard_error
 
 # As a shell sees other tools end.
 _READER_GONE = 128 + signal.SIGPIPE

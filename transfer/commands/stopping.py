@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from widthwise.proxies.storage import Place
-from widthwise.search.lasting import standard_error
+from widthwise.search.standard_error import standard_error
 
 
 @contextmanager
