@@ -183,8 +183,13 @@ def locked(folder: Place) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"out: {folder} is in use by another process that is still running") from None
+            raise in_use(folder) from None
         yield
+
+
+def in_use(folder: Path) -> ConfigError:
+    """Return the error of a folder that another process holds."""
+    return ConfigError(f"out: {folder} is in use by another process that is still running")
 
 
 def is_locked(folder: Path) -> bool:

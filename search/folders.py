@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 
-from widthwise.proxies.files import locked
+from widthwise.proxies.files import in_use, is_locked, locked
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import server
 from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable, write_study_file
@@ -65,6 +65,9 @@ def require_content(out: Path, layout: Layout, *, resume: bool, storage: Storage
         )
     if resume and not exists and not (storage and storage.study_name):
         raise ConfigError(f"out: {out} holds no {what} to resume")
+    if exists and is_locked(out):
+        # Said before torch is imported; who opens the folder takes the lock.
+        raise in_use(out)
     if (out / "plan.json").exists():
         raise ConfigError(f"out: {out} holds a target run; name another folder")
     for name, content in layout.foreign.items():

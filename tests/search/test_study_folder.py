@@ -122,6 +122,16 @@ def test_a_resumption_that_is_refused_for_its_data_changes_nothing(opened: Calla
     assert (stored["data"], stored["trials"]) == ("there", 6)
 
 
+BEFORE_TORCH = """
+import sys
+from widthwise.transfer.cli import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
 def test_a_folder_in_use_is_refused_to_other_processes_too(
     opened: Callable[..., Ledger], start: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -131,7 +141,8 @@ def test_a_folder_in_use_is_refused_to_other_processes_too(
     with pytest.raises(ConfigError) as caught:
         opened(resume=True)
     assert str(caught.value) == message
-    assert start("sweep", "--resume", "--out", out).finish() == (2, "", f"widthwise: error: {message}\n")
+    command = ["sweep", "--resume", "--out", out]
+    assert start(*command, script=BEFORE_TORCH).finish() == (2, "", f"widthwise: error: {message}\n")
 
 
 @pytest.mark.parametrize("exists", [True, False])
