@@ -42,7 +42,7 @@ def written(path: Path) -> Iterator[tuple[RDBStorage, Callable[[], None]]]:
         yield storage, secure
     finally:
         storage.engine.dispose()
-        with suppress(sqlite3.OperationalError), closing(_connection(path)) as connection:
+        with suppress(sqlite3.Error), closing(_connection(path)) as connection:
             connection.execute("PRAGMA journal_mode=DELETE")
 
 
