@@ -8,6 +8,7 @@ runs `Grid`.
 import json
 import math
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -130,6 +131,7 @@ class Books(ABC):
         self.study.set_user_attr("data_fingerprint", fingerprint)
         # Not before: a resumption that is refused changes nothing.
         identify(self.study, self.layout, self._identity)
+        self._tell_outlook()
 
     def close(self) -> None:
         """Release the folder and the study."""
@@ -200,6 +202,7 @@ class Books(ABC):
             self._tell(trial, state=TrialState.PRUNED)
         else:
             self._tell(trial, loss=math.inf if status == "diverged" else outcome["loss"])
+        self._tell_outlook()
         self._secure()
         # Not before the study knows: until then a trial that is interrupted goes on from its checkpoint.
         shutil.rmtree(self.folder(number), ignore_errors=True)
@@ -283,6 +286,13 @@ class Books(ABC):
                 raise ConfigError(f"{where}: {rule}, got {now}")
         if not stored:
             identify(self.study, self.layout, identity)
+
+    def _tell_outlook(self) -> None:
+        """Keep in the study what is to come, and when it ends, for who looks on from elsewhere."""
+        outlook = self.outlook()
+        left = outlook.seconds_left([], self.places)
+        ends = None if left is None else time.time() + left
+        self.study.set_user_attr("outlook", {"trials": outlook.trials, "ends": ends})
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials, or those in one of these states; a live one may lack what was drawn or set last."""

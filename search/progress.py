@@ -153,8 +153,13 @@ class Progress:
             return
         else:
             loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
-            said = f"{name} {record['status']}, loss {loss}"
+            said = f"{name} {record['status']}, loss {loss}; {self._standing()}"
         self._print(said)
+
+    def _standing(self) -> str:
+        left = self.seconds_left()
+        when = "" if not left else f", about {timedelta(seconds=round(left))} left"
+        return f"{len(self.records)}/{self.total} trials{when}"
 
     def _running(self) -> list[Mapping[str, Any]]:
         """Return what each running trial reported last, nothing of one that has not yet; others wait for a place."""

@@ -1,5 +1,6 @@
 """How a study stands, read by another process while it runs or after it died; nothing is written."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def study_status(folder: Path, storage: Storage | None = None) -> dict[str, Any]
     ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of trials by status,
     ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
     what it tried), ``front`` (of a sweep that searches its horizon: the same of the trials that no other beats with as
-    few tokens), ``running`` (trial, step and loss of its last evaluation) and ``errors`` (the latest, a line each).
+    few tokens), ``running`` (trial, step and loss of its last evaluation), ``to_come`` (trials that have not begun, as
+    far as is known), ``seconds_left`` (while it runs, where that is known) and ``errors`` (the latest, a line each).
 
     Raises:
         ConfigError: the study cannot be read.
@@ -69,8 +71,16 @@ def standing_of(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
         "best": _best(ended),
         "front": _front(study, ended),
         "running": [_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
+        **_outlook(study, begun=len(trials) - len(ended), is_running=is_running),
         "errors": _errors(ended),
     }
+
+
+def _outlook(study: optuna.Study, *, begun: int, is_running: bool) -> dict[str, Any]:
+    """Return what the process that has the study expected when the last trial ended."""
+    known = study.user_attrs.get("outlook", {"trials": begun, "ends": None})
+    left = max(0.0, known["ends"] - time.time()) if is_running and known["ends"] is not None else None
+    return {"to_come": max(0, known["trials"] - begun), "seconds_left": left}
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:

@@ -56,6 +56,7 @@ def test_the_study_is_optunas_and_its_best_value_is_the_best_record(opened: Call
     play(ledger, 10)
     study = optuna.load_study(storage=f"sqlite:///{ledger.out / 'study.db'}", study_name="widthwise")
     assert study.best_value == min(record["loss"] for record in ledger.records())
+    ledger.close()
     assert stored_config(ledger.out) == ledger.config
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from io import StringIO
 from typing import Any, cast
 
@@ -35,16 +36,19 @@ def test_progress_says_what_a_trial_is_for(
     with Progress(ledger) as progress:
         while not ledger.is_finished():
             number, tried = begin(ledger)
-            ledger.finish(number, "completed", {"loss": made_up_loss(tried)})
+            ledger.finish(number, "completed", {"loss": made_up_loss(tried), "seconds": 61.0})
             progress.ended(number)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trial ")]
     records = ledger.records()
     assert len(said) == len(records)
-    for line, record in zip(said, records, strict=True):
+    for done, (line, record) in enumerate(zip(said, records, strict=True), 1):
         role = " (fitted minimum)" if record["fitted"] else ""
         if record["confirms"] is not None:
             role = f" (confirms trial {record['confirms']} with seed {record['seed']})"
-        assert line == f"trial {record['number']}{role} completed, loss {record['loss']:.4f}"
+        # Five proposals and a confirmation.
+        left = "" if done == 6 else f", about {timedelta(seconds=61 * (6 - done))} left"
+        ending = f"completed, loss {record['loss']:.4f}; {done}/6 trials{left}"
+        assert line == f"trial {record['number']}{role} {ending}"
     assert {record["confirms"] is None for record in records} == {True, False}
 
 

@@ -216,6 +216,7 @@ def test_a_resumed_sweep_may_have_more_trials_and_seeds(opened: Callable[..., Le
     best = larger.finalists()[0].number
     play(larger, 4 - 1 - len(larger.confirmations(best)))
     assert larger.is_finished()
+    larger.close()
     assert stored_config(larger.out).trials == 8
 
 

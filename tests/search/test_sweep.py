@@ -154,7 +154,8 @@ def undisturbed(
     size = f"{real_text.stat().st_size:,} tokens"
     assert begun == [f"data: {real_text}, {size}", "starting Ray", "starting the first trials"]
     trained = [f"trial {one['number']} {one['status']}, loss {one['loss']:.4f}" for one in records(out)]
-    assert [re.sub(r" \(.*\)", "", line) for line in ended] == trained
+    assert [re.sub(r" \(.*\)|;.*", "", line) for line in ended] == trained
+    assert ended[-1].endswith(f"; {len(ended)}/{len(ended)} trials")
     return out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,22 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
 ) -> None:
     before = contents(swept.out)
 
-    def said(state: str) -> list[str]:
+    def said(state: str, left: str = "") -> list[str]:
         return [
             f"{swept.out}: sweep, {state}",
-            f"  1 completed, 1 stopped, 1 diverged, 2 failed, 1 {state}; 16,384 tokens in 2 s",
+            f"  1 completed, 1 stopped, 1 diverged, 2 failed, 1 {state}, 34 to come; 16,384 tokens in 2 s{left}",
             "  best: trial 0, loss 3.2500, lr 0.02, weight_decay 0.5, decay l2",
             f"  {state}: trial 5, loss 4.2500, step 5",
             "  failed: trial 3: OSError: no space left",
             "  failed: trial 4: the worker died",
         ]
 
-    running = status(capsys, swept.out)
-    assert running == (0, "\n".join([*said("running"), ""]), "")
+    code, printed, told = status(capsys, swept.out)
+    [left] = re.findall(r", about \d+ s left", printed)
+    assert (code, printed, told) == (0, "\n".join([*said("running", left), ""]), "")
+    [part] = standing(swept.out)
+    # 29 proposals that take 0.83 s each, as those that ended, and 6 confirmations of 1.5 s, since the last end.
+    assert 0 < part["seconds_left"] < 29 * 2.5 / 3 + 6 * 1.5
     swept.close()
     stopped = status(capsys, swept.out)
     # A command to copy: the blank is quoted.
@@ -109,6 +114,7 @@ def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     [part] = json.loads(printed)["parts"]
     unfinished = [{"trial": "5", "step": 5, "loss": 4.25}]
     assert (part["state"], part["best"]["loss"], part["running"]) == ("interrupted", 3.25, unfinished)
+    assert (part["to_come"], part["seconds_left"]) == (34, None)
     resumed = Ledger(swept.config, swept.out, resume=True)
     resumed.next()
     resumed.finish(5, "completed", {"loss": 3.5, "tokens": 10240, "seconds": 1.5})
