@@ -128,7 +128,7 @@ class _Watch(_Unsaved, tune.Callback):
         if self.fuse.error:
             raise self.fuse.error
         if death := local_death():
-            raise _RayDied(death)
+            raise _RayDied(str(death))
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS

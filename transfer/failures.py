@@ -16,6 +16,7 @@ from pathlib import Path
 from widthwise.proxies.files import is_full
 from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, DiskFull, RunError, first_line
+from widthwise.transfer.run_folder import gone
 
 
 class LostPeer(RuntimeError):
@@ -61,6 +62,9 @@ def explained(out: Place) -> Iterator[None]:
     except BaseException as error:  # some of torch's are no Exceptions
         if isinstance(error, DiskFull) or is_full(error):
             raise RunError(disk_is_full(out)) from None
+        absent = any(isinstance(one, FileNotFoundError) for one in _behind(error))
+        if absent and (told := gone(out)) is not None:
+            raise RunError(told) from None
         fault = next(filter(_is_fault, _behind(error)), None)
         if fault is not None:
             raise HardwareFault(f"{type(fault).__name__}: {first_line(fault)}") from None

@@ -1,6 +1,8 @@
 """A target run's folder: free for a new run, or that of the run which is gone on with."""
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import read_json
@@ -40,6 +42,17 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
+
+
+def gone(out: Place) -> str | None:
+    """Return what is said of a run whose folder was removed or moved while it ran; None while it is there.
+
+    A file system that fails just now may come back, and storage without folders has none to move.
+    """
+    with suppress(OSError):
+        if isinstance(out, Path) and not (out / "plan.json").exists():
+            return f"the run in {out} is not there any more; go on with --resume where it is now"
+    return None
 
 
 # What a user asks for by an option of its own, which decides much else in a plan.

@@ -115,6 +115,13 @@ def test_an_exception_is_told_with_the_line_of_the_users_code(tmp_path: Path) ->
     assert str(raised.value) == f"{told} ({theirs}:5); mend it and add --resume"
 
 
+def test_a_folder_that_has_gone_is_told_and_no_file_of_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as raised, explained(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").read_text()
+    told = f"the run in {tmp_path / 'run'} is not there any more; go on with --resume where it is now"
+    assert str(raised.value) == told
+
+
 def test_a_disk_that_is_full_before_there_is_a_plan(tmp_path: Path) -> None:
     with (
         pytest.raises(
