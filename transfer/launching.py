@@ -82,6 +82,7 @@ def launch(
     watch = watch_for(plan, options, fingerprint)
     options = options.model_copy(update={"data": absolute_source(options.data)})
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
+    document["data_fingerprint"] = fingerprint
     if own is not None:
         document["own_model"] = own.identity()
     require_folder(out, document, resume=resume)

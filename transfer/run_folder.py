@@ -37,11 +37,28 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
         raise ConfigError(f"out: {out} holds a recipe already; name another folder")
     if resume:
         stored = read_json(path, "a plan")
-        _require_same(_decisive(stored), _decisive(json.loads(json.dumps(document))), out)
+        _require_same(
+            *_without_data(_decisive(stored), _decisive(json.loads(json.dumps(document))), out), out
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
+
+
+def _without_data(
+    stored: dict[str, Any], document: dict[str, Any], out: Place
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return documents without their data, which must hold the same tokens and may lie in another place.
+
+    A run that was begun before its tokens' fingerprint was kept must name the same place.
+    """
+    known = stored.pop("data_fingerprint", None), document.pop("data_fingerprint", None)
+    if None in known:
+        return stored, document
+    if known[0] != known[1]:
+        raise ConfigError(f"data: must hold the tokens that the run in {out} was started with, but differs")
+    return {**stored, "data": None}, {**document, "data": None}
 
 
 def gone(out: Place) -> str | None:
