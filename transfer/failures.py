@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from widthwise.proxies.files import is_full
+from widthwise.proxies.files import full_folder, is_full, temporary_folders
 from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, DiskFull, RunError, first_line
 from widthwise.transfer.run_folder import gone
@@ -88,11 +88,12 @@ def room_for(out: Place) -> Iterator[None]:
 
 
 def disk_is_full(out: Place) -> str:
-    """Return what is said of a full disk."""
+    """Return what is said of a full disk, which may be that of this machine's temporary files."""
+    full = full_folder([str(out), *temporary_folders()]) or out
     step = last_checkpoint(out)
     kept = "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
     then = "make room and add --resume" if (out / "plan.json").exists() else "make room"
-    return f"the disk of {out} is full; {kept}; {then}"
+    return f"the disk of {full} is full; {kept}; {then}"
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
