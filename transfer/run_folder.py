@@ -91,6 +91,8 @@ def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) 
     if stored == document:
         return
     where, was, now = difference("", stored, document)
+    if where == "module_decay":
+        was, now = (value["method"] if value else "none" for value in (was, now))
     if "." in where:
         for section, name in _OPTIONS:
             pair = [one.get(section, {}).get(name) for one in (stored, document)]

@@ -56,6 +56,7 @@ def test_a_run_that_kept_no_fingerprint_must_name_the_same_place(tmp_path: Path)
         (document(lag=5), older(), "module_decay.lag", 5, None),
         (document(), document(interval=20), "module_decay.interval", 50, 20),
         (document(), {**document(), "module_decay": None, "rule": "sp"}, "rule", "'fan-sqrt'", "'sp'"),
+        (document(), {**document(), "module_decay": None}, "module_decay", "'alpha'", "'none'"),
         # What a user asks for by an option of its own is named before what follows from it.
         (document(), {**document(lag=5), "model": {"width": 128, "depth": 2}}, "width", 64, 128),
     ],
