@@ -109,6 +109,9 @@ def require_identity(path: Place, state: Mapping[str, Any], identity: Mapping[st
         raise ConfigError(f"checkpoint: {path} holds something else; use another folder")
     for name, expected in identity.items():
         found = state["identity"].get(name)
+        if found != expected and name == "data":
+            # Fingerprints, which say nothing to a reader.
+            raise ConfigError(f"data: must hold the tokens that {path} was made with, but differs")
         if found != expected:
             raise ConfigError(
                 f"checkpoint: {path} was made with {name} = {found}, not {expected}; use another folder"

@@ -52,13 +52,15 @@ class LocalStore:
         self.folder = folder
 
     def begin(self, name: str, progress: Progress) -> None:
-        self._unfinished(name).mkdir(parents=True, exist_ok=True)
+        self._require_place()
+        self._unfinished(name).mkdir(exist_ok=True)
         save_checkpoint(self._unfinished(name) / PROGRESS, progress)
 
     def writer(self, name: str) -> Any:
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from widthwise.proxies.local_writer import LocalWriter
 
-        return FileSystemWriter(self._unfinished(name))
+        self._require_place()
+        return LocalWriter(self._unfinished(name))
 
     def commit(self, name: str) -> None:
         path = self.folder / name
@@ -86,6 +88,10 @@ class LocalStore:
     def discard_unfinished(self) -> None:
         for unfinished in self.folder.glob(".step_*.unfinished"):
             shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _require_place(self) -> None:
+        """Make the folder, but none above it: a run that was moved away in the meantime is not begun anew."""
+        self.folder.mkdir(exist_ok=True)
 
     def _unfinished(self, name: str) -> Path:
         return self.folder / f".{name}.unfinished"

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -161,6 +163,28 @@ def _read_text(path: Place, what: str) -> str:
 
 
 LOCK = ".lock"
+
+
+# assumed: bytes below which the disk of a folder is the full one. What could not be written is gone by then.
+NO_ROOM = 2**26
+
+
+def full_folder(folders: Iterable[str]) -> str | None:
+    """Return the first folder whose disk has no room, or None: the error of a full disk seldom names a file."""
+    return next((one for one in folders if "://" not in one and _room(Path(one)) < NO_ROOM), None)
+
+
+def temporary_folders() -> list[str]:
+    """Return the folder for temporary files, or none: Python looks for one in which it can write."""
+    with suppress(FileNotFoundError):
+        return [tempfile.gettempdir()]
+    return []
+
+
+def _room(place: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be made: on the disk of its nearest parent."""
+    there = next(one for one in (place, *place.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
 
 
 @contextmanager

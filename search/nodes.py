@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,25 @@ def refuse_others(found: Mapping[str, str | None], own: str) -> None:
             raise ConfigError(f"address: {rule}, got {has} on node {node}; install it there")
 
 
-def local_death() -> str | None:
+@dataclass(frozen=True)
+class Death:
+    """How a process ended: its name, and its exit status as `subprocess` has it."""
+
+    name: str
+    status: int
+
+    def __str__(self) -> str:
+        if self.status >= 0:
+            return f"the local Ray's {self.name} ended with status {self.status}"
+        return f"the local Ray's {self.name} was killed by {_signal(-self.status)}"
+
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether it may have ended as SIGTERM has it end, which schedulers send to all processes of a job."""
+        return self.status >= 0 or self.status == -signal.SIGTERM
+
+
+def local_death() -> Death | None:
     """Return how a process died without which the local Ray cannot go on; None while all live, or on a cluster.
 
     They are this process's children. Ray itself takes 10 s or more to notice, and then ends this process or waits.
@@ -63,13 +82,7 @@ def local_death() -> str | None:
     node = _node()
     for name, process in node.dead_processes() if hasattr(node, "dead_processes") else ():
         if name in _ESSENTIAL:
-            status = process.returncode
-            how = (
-                f"ended with status {status}"
-                if status >= 0
-                else f"was killed by {signal.Signals(-status).name}"
-            )
-            return f"the local Ray's {name} {how}"
+            return Death(name, process.returncode)
     return None
 
 
@@ -90,6 +103,14 @@ def kill_local() -> None:
 
 def _node() -> Any:
     return getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Of the real-time signals only the first and the last have names.
+        return f"signal {number}"
 
 
 _ESSENTIAL = ("gcs_server", "raylet")

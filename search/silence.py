@@ -63,7 +63,7 @@ def not_for_ever(warn: Callable[[str], None], end: Callable[[str], object]) -> I
     def said() -> None:
         death = local_death()
         if death:
-            end(death)
+            end(str(death))
         else:
             warn(SILENT)
 

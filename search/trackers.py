@@ -45,7 +45,9 @@ class TensorBoardRun:
         from tensorboardX.event_file_writer import EventsWriter
 
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        # And none above: a sweep or a run that was moved away is not begun anew.
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir()
         # The writer below SummaryWriter: that one has a thread and a queue, which a kill empties.
         self.events = EventsWriter(str(folder / "events"))
         self.close = weakref.finalize(self, self.events.close)

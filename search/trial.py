@@ -14,7 +14,7 @@ import torch
 from ray import tune
 
 from widthwise.proxies.checkpoint import DamagedCheckpoint
-from widthwise.proxies.files import is_full, is_unwritable
+from widthwise.proxies.files import full_folder, is_full, is_unwritable, temporary_folders
 from widthwise.proxies.outcome import Metrics, RunOptions, TrainResult, course
 from widthwise.proxies.runs import RunSpec, coordinate_deltas, device_options, run
 from widthwise.proxies.validation import one_line
@@ -115,7 +115,8 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
         deltas = coordinate_deltas(spec, options) if follows else None
     except Exception as error:
         told = {"status": "failed", "error": one_line(f"{type(error).__name__}: {error}")}
-        full = is_full(error)
+        out = str(checkpoint.parents[2])
+        full = (full_folder([out, *temporary_folders()]) or out) if is_full(error) else None
         gone = isinstance(error, OSError) and not checkpoint.parents[1].exists()
         unkept = full or gone or is_unwritable(error)
         return told | {"status": UNKEPT, "full": full} if unkept else told

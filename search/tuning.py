@@ -128,7 +128,7 @@ class _Watch(_Unsaved, tune.Callback):
         if self.fuse.error:
             raise self.fuse.error
         if death := local_death():
-            raise _RayDied(death)
+            raise _RayDied(str(death))
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -197,7 +197,7 @@ class _Proposer(_Unsaved, Searcher):
                 self.books.require_there()
                 if result["full"]:
                     raise DiskFull(
-                        f"the disk of {self.books.out} is full; make room, and go on with --resume"
+                        f"the disk of {result['full']} is full; make room, and go on with --resume"
                     )
                 raise RunError(f"{result['error']}; go on with --resume")
             return

@@ -2,23 +2,19 @@
 
 import errno
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from io import UnsupportedOperation
-from pathlib import Path
 
+from widthwise.proxies.files import full_folder, temporary_folders
 from widthwise.proxies.validation import ConfigError, RunError, one_line
 from widthwise.search.standard_error import standard_error
 
 # As a shell sees other tools end.
 _READER_GONE = 128 + signal.SIGPIPE
-# assumed: bytes below which the disk of a folder is the full one. What could not be written is gone by then.
-NO_ROOM = 2**26
 
 
 def status_of(run: Callable[[], int]) -> int:
@@ -83,21 +79,13 @@ def full_disk(command: object) -> str:
         command: with the folder ``out`` or ``folder`` that it writes, and ``resume`` where it can go on.
     """
     written = [str(getattr(command, name)) for name in ("out", "folder") if getattr(command, name, None)]
-    # Python looks for a folder for temporary files in which it can write one.
-    with suppress(FileNotFoundError):
-        written.append(tempfile.gettempdir())
-    full = next((place for place in written if "://" not in place and _room(Path(place)) < NO_ROOM), None)
+    written += temporary_folders()
+    full = full_folder(written)
     if full is not None:
         said = f"the disk of {full} is full"
     else:
         said = f"a disk is full, or a quota used up ({', '.join(written)} or standard output)"
     return f"{said}; make room" + (", and go on with --resume" if hasattr(command, "resume") else "")
-
-
-def _room(place: Path) -> int:
-    """Return the bytes that are free where a folder is, or will be made: on the disk of its nearest parent."""
-    there = next(one for one in (place, *place.absolute().parents) if one.exists())
-    return shutil.disk_usage(there).free
 
 
 def _say(what: str, message: str) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from widthwise.proxies.files import is_full
+from widthwise.proxies.files import full_folder, is_full, temporary_folders
 from widthwise.proxies.storage import Place
 from widthwise.proxies.validation import ConfigError, DiskFull, RunError, first_line
+from widthwise.transfer.run_folder import gone
 
 
 class LostPeer(RuntimeError):
@@ -61,6 +62,9 @@ def explained(out: Place) -> Iterator[None]:
     except BaseException as error:  # some of torch's are no Exceptions
         if isinstance(error, DiskFull) or is_full(error):
             raise RunError(disk_is_full(out)) from None
+        absent = any(isinstance(one, FileNotFoundError) for one in _behind(error))
+        if absent and (told := gone(out)) is not None:
+            raise RunError(told) from None
         fault = next(filter(_is_fault, _behind(error)), None)
         if fault is not None:
             raise HardwareFault(f"{type(fault).__name__}: {first_line(fault)}") from None
@@ -84,11 +88,12 @@ def room_for(out: Place) -> Iterator[None]:
 
 
 def disk_is_full(out: Place) -> str:
-    """Return what is said of a full disk."""
+    """Return what is said of a full disk, which may be that of this machine's temporary files."""
+    full = full_folder([str(out), *temporary_folders()]) or out
     step = last_checkpoint(out)
     kept = "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
     then = "make room and add --resume" if (out / "plan.json").exists() else "make room"
-    return f"the disk of {out} is full; {kept}; {then}"
+    return f"the disk of {full} is full; {kept}; {then}"
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:

@@ -26,6 +26,7 @@ from widthwise.search.cluster import ray_session, require_ray
 from widthwise.transfer.failures import last_checkpoint, room_for
 from widthwise.transfer.following import following
 from widthwise.transfer.launch_options import LaunchOptions, require_possible
+from widthwise.transfer.losing import ended_where_lost, lost
 from widthwise.transfer.plan import Plan
 from widthwise.transfer.plan_notes import cautions
 from widthwise.transfer.run_folder import require_folder
@@ -81,6 +82,7 @@ def launch(
     watch = watch_for(plan, options, fingerprint)
     options = options.model_copy(update={"data": absolute_source(options.data)})
     document = {**plan.document(), **options.model_dump(mode="json", include=_DECIDING)}
+    document["data_fingerprint"] = fingerprint
     if own is not None:
         document["own_model"] = own.identity()
     require_folder(out, document, resume=resume)
@@ -110,6 +112,7 @@ def launch(
         ) as ray,
         _interruptible(),
     ):
+        nodes = None if address is None else partial(living_nodes, ray)
         resources = _resources(ray.cluster_resources(), options, local=address is None)
         write_json(out / "plan.json", document)
         plan.recipe.save(out / "recipe.json")
@@ -119,7 +122,10 @@ def launch(
             (out / "bands.json").unlink(missing_ok=True)
         else:
             write_json(out / "bands.json", watch.model_dump(mode="json", by_alias=True))
-        with waiting_told(out, resources, options.fewest, partial(living_nodes, ray), say):
+        with (
+            ended_where_lost(partial(lost, out)),
+            waiting_told(out, resources, options.fewest, nodes, say),
+        ):
             _train(_spec(plan, options, own), plan.rule, out, options, resources, watch)
         (out / PULSE).unlink(missing_ok=True)
     return read_json(out / "result.json", "a result")

@@ -1,6 +1,8 @@
 """A target run's folder: free for a new run, or that of the run which is gone on with."""
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from widthwise.proxies.files import read_json
@@ -35,11 +37,39 @@ def require_folder(out: Place, document: dict[str, Any], *, resume: bool) -> Non
         raise ConfigError(f"out: {out} holds a recipe already; name another folder")
     if resume:
         stored = read_json(path, "a plan")
-        _require_same(_decisive(stored), _decisive(json.loads(json.dumps(document))), out)
+        _require_same(
+            *_without_data(_decisive(stored), _decisive(json.loads(json.dumps(document))), out), out
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror or error})") from None
+
+
+def _without_data(
+    stored: dict[str, Any], document: dict[str, Any], out: Place
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return documents without their data, which must hold the same tokens and may lie in another place.
+
+    A run that was begun before its tokens' fingerprint was kept must name the same place.
+    """
+    known = stored.pop("data_fingerprint", None), document.pop("data_fingerprint", None)
+    if None in known:
+        return stored, document
+    if known[0] != known[1]:
+        raise ConfigError(f"data: must hold the tokens that the run in {out} was started with, but differs")
+    return {**stored, "data": None}, {**document, "data": None}
+
+
+def gone(out: Place) -> str | None:
+    """Return what is said of a run whose folder was removed or moved while it ran; None while it is there.
+
+    A file system that fails just now may come back, and storage without folders has none to move.
+    """
+    with suppress(OSError):
+        if isinstance(out, Path) and not (out / "plan.json").exists():
+            return f"the run in {out} is not there any more; go on with --resume where it is now"
+    return None
 
 
 # What a user asks for by an option of its own, which decides much else in a plan.
@@ -61,6 +91,8 @@ def _require_same(stored: dict[str, Any], document: dict[str, Any], out: Place) 
     if stored == document:
         return
     where, was, now = difference("", stored, document)
+    if where == "module_decay":
+        was, now = (value["method"] if value else "none" for value in (was, now))
     if "." in where:
         for section, name in _OPTIONS:
             pair = [one.get(section, {}).get(name) for one in (stored, document)]

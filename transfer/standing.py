@@ -118,6 +118,12 @@ def _check(place: Path, study: dict[str, Any]) -> dict[str, Any]:
     return {**study, "best": None, "verdict": verdict}
 
 
+def _kept_step(place: Path) -> int:
+    """Return the step of a target run's latest checkpoint, from which it goes on; 0 where there is none."""
+    names = [path.name for path in (place / "checkpoints").glob("step_*")]
+    return int(max(names, default="step_0").removeprefix("step_"))
+
+
 def _target(place: Path, run: RunFolder) -> dict[str, Any]:
     last = run.metrics[-1] if run.metrics else None
     horizon = run.plan.horizon if run.plan else None
@@ -131,6 +137,8 @@ def _target(place: Path, run: RunFolder) -> dict[str, Any]:
     if beat and horizon and horizon.batch_tokens:
         # Between two evaluations, or before the first.
         done, speed = max(done, beat.step * horizon.batch_tokens), beat.tokens_per_second or speed
+    if state == "interrupted" and horizon and horizon.batch_tokens:
+        done = max(done, _kept_step(place) * horizon.batch_tokens)
     left = (tokens - done) / speed if state == "running" and tokens and speed else None
     return {
         "kind": "target",

@@ -70,7 +70,7 @@ def waiting_told(
     out: Place,
     worker: Resources,
     fewest: int,
-    nodes: Callable[[], Sequence[Node]],
+    nodes: Callable[[], Sequence[Node]] | None,
     say: Callable[[str], None],
 ) -> Iterator[None]:
     """Look now and then whether the cluster has room for the fewest workers, and say so when that changes.
@@ -79,9 +79,15 @@ def waiting_told(
         out: the run's folder.
         worker: what each worker needs.
         fewest: workers that the run needs.
-        nodes: returns the living nodes, and raises as `living_nodes` does.
+        nodes: returns the living nodes, and raises as `living_nodes` does; None where none can leave, as of a
+            local Ray.
         say: prints a line.
     """
+    # Of a run that was killed while it waited.
+    _forget(out)
+    if nodes is None:
+        yield
+        return
     ended = Event()
 
     def look() -> None:
@@ -102,8 +108,6 @@ def waiting_told(
                 _tell(out, room, fewest, held, say)
             was_short = short
 
-    # Of a run that was killed while it waited.
-    _forget(out)
     thread = Thread(target=look, name="waiting", daemon=True)
     thread.start()
     try:

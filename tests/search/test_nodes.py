@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.search.nodes import refuse_others
+from widthwise.search.nodes import local_death, refuse_others
 from widthwise.search.silence import NO_ANSWER, SILENT
 
 from ..reported import reports
@@ -24,6 +27,32 @@ def test_a_node_with_another_version_is_named() -> None:
             refuse_others({"10.0.0.1 (ab)": "0.1.0", "10.0.0.2 (cd)": installed}, "0.1.0")
         rule = "every node must have widthwise 0.1.0, as this machine has"
         assert str(caught.value) == f"address: {rule}, got {has} on node 10.0.0.2 (cd); install it there"
+
+
+@pytest.mark.parametrize(
+    ("command", "how", "was_asked_for"),
+    [
+        ("kill -KILL $$", "was killed by SIGKILL", False),
+        ("kill -TERM $$", "was killed by SIGTERM", True),
+        ("exit 3", "ended with status 3", True),
+        (f"kill -{signal.SIGRTMIN + 5} $$", f"was killed by signal {signal.SIGRTMIN + 5}", False),
+    ],
+)
+def test_a_death_of_the_local_rays_is_told(
+    monkeypatch: pytest.MonkeyPatch, command: str, how: str, was_asked_for: bool
+) -> None:
+    processes = [subprocess.Popen(["bash", "-c", line]) for line in ("exit 1", command)]
+    for process in processes:
+        process.wait()
+    # As Ray keeps them: one that it can do without has died too.
+    died = list(zip(("log_monitor", "raylet"), processes, strict=True))
+    node = SimpleNamespace(dead_processes=lambda: died)
+    monkeypatch.setitem(sys.modules, "ray._private.worker", SimpleNamespace(_global_node=node))
+    death = local_death()
+    assert death is not None
+    assert (str(death), death.was_asked_for) == (f"the local Ray's raylet {how}", was_asked_for)
+    del died[1:]
+    assert local_death() is None
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_what_sqlite_says_of_a_file_that_may_not_be_written_is_found_in_optunas_
 def test_a_trial_whose_checkpoint_may_not_be_written_can_be_gone_on_with() -> None:
     # Where nobody makes folders.
     outcome = trial.outcome_of(config_of(Path("/sys/trial_0000")), Told())
-    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, False)
+    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, None)
     assert "'/sys/trial_0000" in outcome["error"]
 
 

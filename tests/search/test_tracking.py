@@ -141,7 +141,7 @@ def test_a_tracker_that_fails_is_left_alone_until_the_sweep_is_resumed(
         train(ledger, tracking, [20, 40, 60])
         train(ledger, tracking, [20])
     path = ledger.out / "tensorboard"
-    reason = f"NotADirectoryError: [Errno 20] Not a directory: '{path / 'trial_0000'}'"
+    reason = f"FileExistsError: [Errno 17] File exists: '{path}'"
     assert said == [f"tensorboard is told no more ({reason}); --resume makes up for it"]
     assert [record["status"] for record in ledger.records()] == ["completed"] * 2
 

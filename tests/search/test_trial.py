@@ -1,6 +1,8 @@
 """A trial's talk with Tune: it trains on meanwhile, leaves when it is stopped, and repeats what may be lost."""
 
+import errno
 import gc
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -140,12 +142,28 @@ def test_a_trial_that_goes_on_repeats_its_last_evaluation_which_may_not_have_bee
     assert {name: outcome[name] for name in ("status", "step")} == {"status": "completed", "step": 60}
 
 
+@pytest.mark.parametrize(("temporary", "full"), [("{sweep}", "{sweep}"), ("/proc", "/proc")])
+def test_a_trial_names_the_disk_that_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: str, full: str
+) -> None:
+    class Full(Told):
+        def tell(self, report: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    sweep = tmp_path / "sweep"
+    (sweep / "trials").mkdir(parents=True)
+    # /proc never has room; where none of the disks says so, it was the sweep's own.
+    monkeypatch.setattr(tempfile, "tempdir", temporary.format(sweep=sweep))
+    outcome = trial.outcome_of(config_of(sweep / "trials" / "trial_0000"), Full())
+    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, full.format(sweep=sweep))
+
+
 def test_a_trial_whose_sweeps_folder_has_gone_makes_none_anew_and_can_be_gone_on_with(tmp_path: Path) -> None:
     class Moved(Told):
         def tell(self, report: Any) -> None:
             (tmp_path / "sweep").rename(tmp_path / "moved")
 
     outcome = trial.outcome_of(config_of(tmp_path / "sweep" / "trials" / "trial_0000"), Moved())
-    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, False)
+    assert (outcome["status"], outcome["full"]) == (trial.UNKEPT, None)
     assert outcome["error"].startswith("FileNotFoundError: ")
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]

@@ -170,8 +170,7 @@ def test_module_decay_reaches_the_run(
     assert exit_status(*command, "--resume", *given.split()) == 1
     capsys.readouterr()
     assert exit_status(*command, "--resume") == 2
-    was = expected.model_dump(mode="json")
-    message = f"module_decay: must be as the run in {tmp_path / 'target'} was started, {was}, got None"
+    message = f"module_decay: must be as the run in {tmp_path / 'target'} was started, 'alpha', got 'none'"
     assert capsys.readouterr().err == f"widthwise: error: {message}\n"
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_an_exception_is_told_with_the_line_of_the_users_code(tmp_path: Path) ->
         module["forward"]("x")  # which fails deep in the standard library
     told = "JSONDecodeError: Expecting value: line 1 column 1 (char 0)"
     assert str(raised.value) == f"{told} ({theirs}:5); mend it and add --resume"
+
+
+def test_a_folder_that_has_gone_is_told_and_no_file_of_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as raised, explained(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").read_text()
+    told = f"the run in {tmp_path / 'run'} is not there any more; go on with --resume where it is now"
+    assert str(raised.value) == told
+
+
+def test_the_disk_that_is_full_is_named_where_it_is_not_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file system that never has room.
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    told = "^the disk of /proc is full; there is no checkpoint yet; make room$"
+    with pytest.raises(RunError, match=told), room_for(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_disk_that_is_full_before_there_is_a_plan(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
 from widthwise.transfer.commands.jobs import jobs_table
+from widthwise.transfer.commands.options import whole_lines
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
 from widthwise.transfer.jobs import Job, resumed, visible
 from widthwise.transfer.submission import ENTRY, Submission, working_directory
@@ -120,11 +120,12 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
     metrics = tmp_path / "target" / "metrics.jsonl"
     following = begin("logs", good["job"], "--follow")
     following.until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 1)
-    assert _done(begin("stop", good["job"]))[0] == f"{good['job']}: stopped\n"
+    going_on = f"; go on with: widthwise resume {good['job']} --address http://{head}"
+    assert _done(begin("stop", good["job"]))[0] == f"{good['job']}: stopped{going_on}\n"
     printed, said = _done(following, status=1)
     assert "step 8: loss " in printed
     assert "widthwise-job:" not in printed
-    assert said.splitlines()[-1] == f"widthwise: {good['job']}: stopped (Ray says stopped)"
+    assert said.splitlines()[-1] == f"widthwise: {good['job']}: stopped (Ray says stopped){going_on}"
     elsewhere = start("resume", good["job"], "--address", head, "--json")  # not from the model's folder
     again = json.loads(_done(elsewhere)[0])
     resumed = again["job"]
@@ -441,7 +442,7 @@ def test_jobs_are_listed_whole(capsys: pytest.CaptureFixture[str], monkeypatch: 
     ]
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    Console().print(jobs_table(jobs))
+    whole_lines().print(jobs_table(jobs))
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in capsys.readouterr().out.splitlines()
@@ -449,7 +450,7 @@ def test_jobs_are_listed_whole(capsys: pytest.CaptureFixture[str], monkeypatch: 
     ]
     assert rows == [
         ["widthwise-1", "2001-09-09 01:46:40", "running", "running", "/a"],
-        ["widthwise-2", "", "failed", "succeeded", rows[1][4]],
+        ["widthwise-2", "", "failed", "succeeded", "/shared/b" * 12],
     ]
 
 

@@ -199,6 +199,8 @@ def test_an_elastic_run_outlives_a_node(capsys: pytest.CaptureFixture[str]) -> N
             "out: must lie in a folder below /, where the volume is mounted, got '/o'",
         ),
         ("--image i", "image: needs --print"),
+        ("--print slurm --out /o/t --image i", "image: needs --print kuberay, got slurm"),
+        ("--print slurm --out /o/t --claim c", "claim: needs --print kuberay, got slurm"),
         ("--print pbs", "print: must be one of none, slurm, kuberay, got 'pbs'"),
     ],
 )

@@ -30,6 +30,24 @@ def test_a_run_goes_on_that_was_begun_before_an_option_was_there(tmp_path: Path)
     require_folder(tmp_path, document(), resume=True)
 
 
+def test_a_run_goes_on_with_its_tokens_wherever_they_lie_and_with_no_others(tmp_path: Path) -> None:
+    begun = {**document(), "data": "/a/corpus.bin", "data_fingerprint": "ab"}
+    write_json(tmp_path / "plan.json", begun)
+    require_folder(tmp_path, {**begun, "data": "/b/corpus.bin"}, resume=True)
+    told = f"data: must hold the tokens that the run in {tmp_path} was started with, but differs"
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+        require_folder(tmp_path, {**begun, "data_fingerprint": "cd"}, resume=True)
+
+
+def test_a_run_that_kept_no_fingerprint_must_name_the_same_place(tmp_path: Path) -> None:
+    begun = {**document(), "data": "/a/corpus.bin"}
+    write_json(tmp_path / "plan.json", begun)
+    require_folder(tmp_path, {**begun, "data_fingerprint": "ab"}, resume=True)
+    told = f"data: must be as the run in {tmp_path} was started, '/a/corpus.bin', got '/b/corpus.bin'"
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+        require_folder(tmp_path, {**begun, "data": "/b/corpus.bin", "data_fingerprint": "ab"}, resume=True)
+
+
 @pytest.mark.parametrize(
     ("stored", "asked", "field", "was", "now"),
     [
@@ -38,6 +56,7 @@ def test_a_run_goes_on_that_was_begun_before_an_option_was_there(tmp_path: Path)
         (document(lag=5), older(), "module_decay.lag", 5, None),
         (document(), document(interval=20), "module_decay.interval", 50, 20),
         (document(), {**document(), "module_decay": None, "rule": "sp"}, "rule", "'fan-sqrt'", "'sp'"),
+        (document(), {**document(), "module_decay": None}, "module_decay", "'alpha'", "'none'"),
         # What a user asks for by an option of its own is named before what follows from it.
         (document(), {**document(lag=5), "model": {"width": 128, "depth": 2}}, "width", 64, 128),
     ],

@@ -167,6 +167,15 @@ def test_a_target_run_is_seen_as_it_runs_and_when_it_has_ended(
     ]
 
 
+def test_what_a_checkpoint_keeps_after_the_last_evaluation_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_target(tmp_path / "one")
+    for name in ("step_000000030", "step_000000040", ".step_000000050.unfinished"):
+        (tmp_path / "one" / "checkpoints" / name).mkdir(parents=True)
+    assert status(capsys, tmp_path / "one")[1].splitlines()[1].startswith("  40,960 of 89,088 tokens, ")
+
+
 def test_a_target_run_is_at_its_end_with_its_last_whole_batch(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -25,6 +25,13 @@ class OnCluster:
         return Cluster(self.address, insecure=self.insecure)
 
 
+def going_on(job: "Job", address: str) -> str:
+    """Return how to go on with a job that died or was stopped, after a semicolon; nothing for any other."""
+    if not job.ended or job.verdict not in ("failed", "stopped"):
+        return ""
+    return f"; go on with: widthwise resume {job.id} --address {address}"
+
+
 def exit_status(job: "Job") -> int:
     """Return 0 for a job that runs or whose own result says completed, and 1 otherwise."""
     return int(job.ended and job.verdict != "completed")

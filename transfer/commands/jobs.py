@@ -28,9 +28,9 @@ class Jobs(OnCluster):
 
             print(dumps({"jobs": [{**asdict(job), "verdict": job.verdict} for job in jobs]}, indent=2))
         else:
-            from rich.console import Console
+            from widthwise.transfer.commands.options import whole_lines
 
-            Console().print(jobs_table(jobs))
+            whole_lines().print(jobs_table(jobs))
         return 0
 
 

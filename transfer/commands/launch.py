@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import UseAppendAction
 
 from widthwise.proxies.validation import ConfigError
-from widthwise.transfer.commands.options import Flag, Folder, Option, overrides, worker_range
+from widthwise.transfer.commands.options import Flag, Folder, Option, overrides, whole_lines, worker_range
 from widthwise.transfer.commands.sources import recipe_file, source_for
 from widthwise.transfer.commands.stopping import resumable, same_command
 from widthwise.transfer.commands.target import Target
@@ -26,8 +26,6 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("image", "claim"), ("print",)),
     "nodes": ("dry_run", "print"),
 }
-
-_UNBOUNDED = 10_000  # columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +187,7 @@ class Launch(Target):
         console = Console()
         console.print(plan.table())
         if self.verbose:
-            # A pipe has no width: whoever reads it looks for a whole name in a line.
-            wide = console if console.is_terminal else Console(width=_UNBOUNDED)
-            wide.print(found.parameters())
+            whole_lines().print(found.parameters())
         console.print(found.costs())
         for note in [*plan.notes(), *found.notes()]:
             console.print(note, highlight=False, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from widthwise.transfer.commands.job_options import OnCluster, exit_status
+from widthwise.transfer.commands.job_options import OnCluster, exit_status, going_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,6 @@ class Logs(OnCluster):
         else:
             print(visible(cluster.log(self.job)), end="")
         if job.ended:
-            print(f"widthwise: {job.id}: {job.verdict} (Ray says {job.status.lower()})", file=sys.stderr)
+            stands = f"{job.verdict} (Ray says {job.status.lower()})"
+            print(f"widthwise: {job.id}: {stands}{going_on(job, cluster.address)}", file=sys.stderr)
         return exit_status(job)

@@ -12,6 +12,8 @@ from widthwise.proxies.storage import Place, place
 from widthwise.proxies.validation import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from widthwise.search.storage import Storage
 
 T = TypeVar("T")
@@ -33,6 +35,17 @@ Folder = Annotated[
     ),
 ]
 """A folder that may lie on storage that a URI names."""
+
+
+_UNBOUNDED = 10_000  # columns
+
+
+def whole_lines() -> "Console":
+    """Return standard output for tables; a pipe has no width: whoever reads it looks for a whole name in a line."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNBOUNDED)
 
 
 def worker_range(text: str) -> tuple[int | None, int]:

@@ -123,6 +123,9 @@ def manifest(command: "Launch", plan: "Plan") -> str:
         nodes=command.nodes,
     )
     if slurm:
+        for name in ("image", "claim"):
+            if getattr(command, name) is not None:
+                raise ConfigError(f"{name}: needs --print kuberay, got slurm")
         return slurm_script(job)
     for name in ("image", "claim"):
         if getattr(command, name) is None:
