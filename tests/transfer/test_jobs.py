@@ -139,8 +139,8 @@ def test_target_runs_as_jobs(head: str, start: Callable[..., Any], tmp_path: Pat
     said = _done(begin("logs", bad["job"], "-f"), status=1)[1]
     assert said.splitlines()[-1] == f"widthwise: {bad['job']}: diverged (Ray says failed)"
     jobs = json.loads(_done(begin("jobs", "--json"))[0])["jobs"]
-    assert (jobs[0]["id"], jobs[0]["verdict"]) == (resumed, "completed")
-    assert {job["id"]: job["verdict"] for job in jobs} == {
+    assert (jobs[0]["job"], jobs[0]["verdict"]) == (resumed, "completed")
+    assert {job["job"]: job["verdict"] for job in jobs} == {
         resumed: "completed",
         good["job"]: "stopped",
         bad["job"]: "diverged",
@@ -238,7 +238,7 @@ def test_a_job_without_its_log_hides_no_other(served: int, capsys: pytest.Captur
     captured = capsys.readouterr()
     assert (stop.value.code, captured.err) == (0, "")
     jobs = json.loads(captured.out)["jobs"]
-    assert [(job["id"], job["verdict"]) for job in jobs] == [("there", "completed"), ("gone", "unknown")]
+    assert [(job["job"], job["verdict"]) for job in jobs] == [("there", "completed"), ("gone", "unknown")]
     assert exit_code("resume", "there", f"127.0.0.1:{served}") == 2
     ended = "must have ended before its run was completed"
     assert capsys.readouterr().err == f"widthwise: error: job: {ended}, got completed there\n"

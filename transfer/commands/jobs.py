@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from widthwise.transfer.commands.job_options import OnCluster
 from widthwise.transfer.commands.options import Flag
@@ -26,12 +26,18 @@ class Jobs(OnCluster):
         if self.json:
             from json import dumps
 
-            print(dumps({"jobs": [{**asdict(job), "verdict": job.verdict} for job in jobs]}, indent=2))
+            print(dumps({"jobs": [_plain(job) for job in jobs]}, indent=2))
         else:
             from widthwise.transfer.commands.options import whole_lines
 
             whole_lines().print(jobs_table(jobs))
         return 0
+
+
+def _plain(job: "Job") -> dict[str, Any]:
+    """Return a job as JSON has it, its id under the name that `launch` and `resume` give it."""
+    stands = asdict(job)
+    return {"job": stands.pop("id"), **stands, "verdict": job.verdict}
 
 
 def jobs_table(jobs: "Sequence[Job]") -> "Table":
