@@ -134,7 +134,8 @@ def read(out: Path, layout: Layout, storage: Storage | None) -> Iterator[optuna.
     place = place_of(out, layout, storage)
     if place is None:
         with _told(out, layout):
-            study = _loaded(optuna.storages.RDBStorage(sqlite_url(out / layout.database)))
+            url = sqlite_url(out / layout.database, read_only=True)
+            study = _loaded(optuna.storages.RDBStorage(url, skip_table_creation=True))
         yield study
         return
     with server.reading(place) as study:

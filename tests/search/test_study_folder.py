@@ -271,3 +271,12 @@ def test_a_lock_that_cannot_be_read_is_told(opened: Callable[..., Ledger], tmp_p
     told = f"out: {tmp_path / 'sweep'} cannot be written (Is a directory)"
     with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
         opened(resume=True)
+
+
+def test_who_only_reads_a_study_writes_nothing(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    opened().close()
+    path = tmp_path / "sweep" / "study.db"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot be read as a sweep's study \(no such table: "):
+        stored_config(tmp_path / "sweep")
+    assert path.read_bytes() == b""
