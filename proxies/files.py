@@ -46,8 +46,14 @@ def is_full(error: BaseException) -> bool:
     return _is_of_system(error, {errno.ENOSPC, errno.EDQUOT}, {sqlite3.SQLITE_FULL})
 
 
-def is_unwritable(error: BaseException) -> bool:
-    """Return whether an error is the operating system's, or SQLite's, of a disk that fails or may not be written."""
+def is_unwritable(error: BaseException, folder: Path | None = None) -> bool:
+    """Return whether an error is the operating system's, or SQLite's, of a disk that fails or may not be written.
+
+    With `folder` one that names a file which is not in there is another's.
+    """
+    named = getattr(system_error(error), "filename", None)
+    if folder and isinstance(named, str) and not Path(named).resolve().is_relative_to(folder.resolve()):
+        return False
     system = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
     return _is_of_system(
         error, system, {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}

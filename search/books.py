@@ -303,6 +303,8 @@ class Books(ABC):
     def _ask(self) -> Trial:
         trial = self.study.ask()
         self._read = None
+        # Of one of this number that a loss of power took out of the study.
+        shutil.rmtree(self.folder(trial.number), ignore_errors=True)
         self.live[trial.number], self._curves[trial.number] = trial, {}
         return trial
 

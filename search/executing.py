@@ -90,10 +90,10 @@ def execute(
         _run(books, placement, show_progress, trackers, tokens_per_step)
     except Exception as error:
         books.require_there()
-        if is_unwritable(error):
-            why = first_line(system_error(error))
-            raise RunError(f"{books.out} cannot be written any more ({why}); go on with --resume") from error
-        raise
+        if isinstance(error, ConfigError | RunError) or not is_unwritable(error, books.out):
+            raise
+        why = first_line(system_error(error))
+        raise RunError(f"{books.out} cannot be written any more ({why}); go on with --resume") from error
     books.tidy()
     if len(books.failures) >= MAX_FAILURES:
         failed = f"{len(books.failures)} trials failed, the last with: {books.failures[-1]}"

@@ -65,9 +65,10 @@ def require_content(out: Path, layout: Layout, *, resume: bool, storage: Storage
         )
     if resume and not exists and not (storage and storage.study_name):
         raise ConfigError(f"out: {out} holds no {what} to resume")
-    if exists and is_locked(out):
-        # Said before torch is imported; who opens the folder takes the lock.
-        raise in_use(out)
+    # Said before torch is imported; who opens the folder takes the lock, and says what else is wrong with it.
+    with suppress(OSError):
+        if exists and is_locked(out):
+            raise in_use(out)
     if (out / "plan.json").exists():
         raise ConfigError(f"out: {out} holds a target run; name another folder")
     for name, content in layout.foreign.items():
@@ -133,7 +134,8 @@ def read(out: Path, layout: Layout, storage: Storage | None) -> Iterator[optuna.
     place = place_of(out, layout, storage)
     if place is None:
         with _told(out, layout):
-            study = _loaded(optuna.storages.RDBStorage(sqlite_url(out / layout.database)))
+            url = sqlite_url(out / layout.database, read_only=True)
+            study = _loaded(optuna.storages.RDBStorage(url, skip_table_creation=True))
         yield study
         return
     with server.reading(place) as study:

@@ -1,7 +1,7 @@
 """Which trials are stopped: asynchronous successive halving (arXiv 1810.05934), from the learning curves alone.
 
 Optuna's own pruner writes down that a trial has reached a rung, and then decides: a sweep that is killed in between
-never asks again. Asked anew, the curves give the same answer.
+never asks again. The curves can be asked anew, and answer as before unless others have come to the rung since.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -27,11 +27,12 @@ def study_status(folder: Path, storage: Storage | None = None) -> dict[str, Any]
 
     `storage` takes the place of the URL that a folder has for a study in a database.
 
-    ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of trials by status,
-    ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in nats per token,
-    what it tried), ``front`` (of a sweep that searches its horizon: the same of the trials that no other beats with as
-    few tokens), ``running`` (trial, step and loss of its last evaluation), ``to_come`` (trials that have not begun, as
-    far as is known), ``seconds_left`` (while it runs, where that is known) and ``errors`` (the latest, a line each).
+    ``kind`` (``sweep``, ``check``…), ``state`` (``running``, ``interrupted``), ``counts`` of the trials that have
+    begun, by status, ``tokens`` trained on, ``seconds`` that the ended trials took together, ``best`` (trial, loss in
+    nats per token, what it tried), ``front`` (of a sweep that searches its horizon: the same of the trials that no
+    other beats with as few tokens), ``running`` (trial, step and loss of its last evaluation), ``to_come`` (trials that
+    have not begun, as far as is known), ``seconds_left`` (while it runs, where that is known) and ``errors`` (the
+    latest, a line each).
 
     Raises:
         ConfigError: the study cannot be read.
@@ -71,16 +72,18 @@ def standing_of(study: optuna.Study, *, is_running: bool) -> dict[str, Any]:
         "best": _best(ended),
         "front": _front(study, ended),
         "running": [_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
-        **_outlook(study, begun=len(trials) - len(ended), is_running=is_running),
+        **_outlook(study, trials, is_running=is_running),
         "errors": _errors(ended),
     }
 
 
-def _outlook(study: optuna.Study, *, begun: int, is_running: bool) -> dict[str, Any]:
+def _outlook(study: optuna.Study, trials: Sequence[FrozenTrial], *, is_running: bool) -> dict[str, Any]:
     """Return what the process that has the study expected when the last trial ended."""
-    known = study.user_attrs.get("outlook", {"trials": begun, "ends": None})
+    states = Counter(trial.state for trial in trials)
+    running = states[TrialState.RUNNING]
+    known = study.user_attrs.get("outlook", {"trials": running + states[TrialState.WAITING], "ends": None})
     left = max(0.0, known["ends"] - time.time()) if is_running and known["ends"] is not None else None
-    return {"to_come": max(0, known["trials"] - begun), "seconds_left": left}
+    return {"to_come": max(0, known["trials"] - running), "seconds_left": left}
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -90,6 +93,7 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
             if trial.state.is_finished()
             else trial.state.name.lower()
             for trial in trials
+            if trial.state != TrialState.WAITING
         )
     )
 

@@ -18,6 +18,9 @@ from widthwise.search.storage import sqlite_url
 # On others, as NFS, processes of two machines cannot share a log (https://sqlite.org/wal.html).
 _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
+# Is there where this machine serves NFS: its own disks may be other machines' then.
+_SERVER = Path("/proc/fs/nfs/exports")
+
 
 @contextmanager
 def written(path: Path) -> Iterator[tuple[RDBStorage, Callable[[], None]]]:
@@ -30,6 +33,8 @@ def written(path: Path) -> Iterator[tuple[RDBStorage, Callable[[], None]]]:
         sqlalchemy.exc.DatabaseError: it is no database, or Optuna's errors where it is another's.
     """
     if not is_local(path):
+        # One that was killed elsewhere may have left its log.
+        _end_log(path)
         yield RDBStorage(sqlite_url(path)), lambda: None
         return
     storage = RDBStorage(sqlite_url(path), {"creator": lambda: _connected(path)})
@@ -42,8 +47,7 @@ def written(path: Path) -> Iterator[tuple[RDBStorage, Callable[[], None]]]:
         yield storage, secure
     finally:
         storage.engine.dispose()
-        with suppress(sqlite3.Error), closing(_connection(path)) as connection:
-            connection.execute("PRAGMA journal_mode=DELETE")
+        _end_log(path)
 
 
 def is_local(path: Path) -> bool:
@@ -52,7 +56,7 @@ def is_local(path: Path) -> bool:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
     except OSError:
         return False
-    return file_system(path.resolve(), mounts) in _LOCAL
+    return file_system(path.resolve(), mounts) in _LOCAL and not _SERVER.exists()
 
 
 def file_system(path: Path, mounts: str) -> str:
@@ -68,6 +72,12 @@ def _connected(path: Path) -> sqlite3.Connection:
     if mode == "wal":
         connection.execute("PRAGMA synchronous=NORMAL")
     return connection
+
+
+def _end_log(path: Path) -> None:
+    """Carry the log over into the file, if there is one, and remove it, unless another process is reading."""
+    with suppress(sqlite3.Error), closing(_connection(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
 
 
 def _connection(path: Path) -> sqlite3.Connection:

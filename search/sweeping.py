@@ -198,6 +198,9 @@ def sweep(
 ) -> SweepResult:
     """Tune η, λ and c on a proxy.
 
+    Where Ray's head has not answered for a minute, this ends the process with status 1, after a line on standard error:
+    what waits for the head cannot be interrupted.
+
     Args:
         config: what to sweep.
         out: folder for ``study.db``, ``trials.jsonl`` and the trials' checkpoints.

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from platform import node
 
 from widthwise.proxies.files import full_folder, is_full, temporary_folders
 from widthwise.proxies.storage import Place
@@ -63,8 +64,10 @@ def explained(out: Place) -> Iterator[None]:
         if isinstance(error, DiskFull) or is_full(error):
             raise RunError(disk_is_full(out)) from None
         absent = any(isinstance(one, FileNotFoundError) for one in _behind(error))
-        if absent and (told := gone(out)) is not None:
-            raise RunError(told) from None
+        if absent and gone(out) is not None:
+            # Where it was moved, the driver says so; a node of which it is no folder can only say this.
+            rule = f"out: must be a folder that all nodes share, got {out}, which is not there on {node()}"
+            raise RunError(f"{rule}; go on with --resume") from None
         fault = next(filter(_is_fault, _behind(error)), None)
         if fault is not None:
             raise HardwareFault(f"{type(fault).__name__}: {first_line(fault)}") from None

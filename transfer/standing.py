@@ -27,6 +27,8 @@ _UNTRAINED: dict[str, Any] = {
     "best": None,
     "front": None,
     "running": [],
+    "to_come": 0,
+    "seconds_left": None,
     "errors": [],
     "verdict": None,
 }
@@ -120,7 +122,7 @@ def _check(place: Path, study: dict[str, Any]) -> dict[str, Any]:
 
 def _kept_step(place: Path) -> int:
     """Return the step of a target run's latest checkpoint, from which it goes on; 0 where there is none."""
-    names = [path.name for path in (place / "checkpoints").glob("step_*")]
+    names = [path.name for path in (place / "checkpoints").glob("step_" + 9 * "[0-9]")]
     return int(max(names, default="step_0").removeprefix("step_"))
 
 

@@ -11,8 +11,8 @@ import optuna
 import pytest
 
 from widthwise.proxies.files import is_full, is_unwritable, system_error
-from widthwise.proxies.validation import ConfigError
-from widthwise.search import trial
+from widthwise.proxies.validation import ConfigError, RunError
+from widthwise.search import executing, trial
 from widthwise.search.ledger import Ledger
 from widthwise.search.storage import sqlite_url
 
@@ -58,6 +58,28 @@ def test_a_path_that_is_too_long_for_sqlite_is_refused(opened: Callable[..., Led
     rule = f"out: {out} cannot be written (unable to open database file)"
     with pytest.raises(ConfigError, match=f"^{re.escape(rule)}$"):
         opened(out)
+
+
+def test_a_file_elsewhere_that_may_not_be_written_is_not_the_sweeps(
+    opened: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ledger = opened()
+    theirs, ours = (
+        PermissionError(13, "Permission denied", str(path)) for path in (tmp_path / "ww", ledger.out / "any")
+    )
+
+    def executed(error: OSError) -> None:
+        def fail(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(executing, "_run", fail)
+        executing.execute(ledger, executing.Placement(concurrency=1), show_progress=False)
+
+    with pytest.raises(PermissionError):
+        executed(theirs)
+    with pytest.raises(RunError) as raised:
+        executed(ours)
+    assert str(raised.value) == f"{ledger.out} cannot be written any more ({ours}); go on with --resume"
 
 
 @pytest.mark.ray

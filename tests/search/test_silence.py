@@ -21,7 +21,7 @@ def test_silence_is_said_and_then_ends_the_process(
     death: str | None, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(silence, "SECONDS_OF_SILENCE", 0.01)
-    monkeypatch.setattr(silence, "SECONDS_TO_THE_END", 0.1)
+    monkeypatch.setattr(silence, "SECONDS_TO_THE_END", 1.0)
     monkeypatch.setattr(silence, "local_death", lambda: death)
     told: list[str] = []
     ended = Event()

@@ -26,6 +26,11 @@ server:/home /home nfs4 rw,vers=4.2 0 0
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(study_file, "_SERVER", tmp_path / "none")
+
+
 def files(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("study.db*"))
 
@@ -95,6 +100,20 @@ def test_there_is_no_log_where_another_machine_may_see_the_file(
     assert journal_mode(ledger.out / "study.db") == "delete"
 
 
+def test_a_log_that_a_kill_left_is_carried_over_where_there_is_to_be_none(
+    opened: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ledger = opened()
+    number, _ = begin(ledger)
+    ledger.report(number, 10, 3.5)
+    # As a kill leaves it.
+    shutil.copytree(ledger.out, tmp_path / "moved")
+    monkeypatch.setattr(study_file, "_LOCAL", {"nothing"})
+    again = opened(tmp_path / "moved", resume=True)
+    assert files(again.out) == ["study.db"]
+    assert again.study.trials[number].intermediate_values == {10: 3.5}
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
@@ -113,3 +132,8 @@ def test_the_innermost_mount_that_was_made_last_counts(path: str, kind: str) -> 
 def test_a_file_system_that_is_no_disk_is_not_trusted() -> None:
     assert is_local(Path("/dev/shm/sweep"))
     assert not is_local(Path("/proc/self"))
+
+
+def test_a_machine_that_serves_nfs_has_no_disk_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_file, "_SERVER", Path("/proc/self"))
+    assert not is_local(Path("/dev/shm/sweep"))

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from widthwise.proxies.files import locked
+from widthwise.proxies.files import LOCK, locked
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import Storage, folders, sweep
 from widthwise.search.ledger import Ledger
@@ -251,3 +251,32 @@ def test_a_folder_that_has_gone_is_told_in_place_of_what_goes_wrong_then(
     # Of which nothing can be said just now: no file system takes such a name.
     ledger.out = tmp_path / ("long" * 100)
     ledger.require_there()
+
+
+def test_a_trial_does_not_go_on_from_the_checkpoint_of_one_that_the_study_has_lost(
+    opened: Callable[..., Ledger],
+) -> None:
+    ledger = opened()
+    lost = ledger.folder(0)
+    lost.mkdir(parents=True)
+    assert begin(ledger)[0] == 0
+    assert not lost.exists()
+
+
+def test_a_lock_that_cannot_be_read_is_told(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    opened().close()
+    lock = tmp_path / "sweep" / LOCK
+    lock.unlink()
+    lock.mkdir()
+    told = f"out: {tmp_path / 'sweep'} cannot be written (Is a directory)"
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+        opened(resume=True)
+
+
+def test_who_only_reads_a_study_writes_nothing(opened: Callable[..., Ledger], tmp_path: Path) -> None:
+    opened().close()
+    path = tmp_path / "sweep" / "study.db"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot be read as a sweep's study \(no such table: "):
+        stored_config(tmp_path / "sweep")
+    assert path.read_bytes() == b""

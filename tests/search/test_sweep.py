@@ -43,9 +43,14 @@ def trials(out: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def is_halfway(out: Path, number: int) -> Callable[[], bool]:
-    """Return whether the driver has heard of the trial's first evaluation, and a checkpoint lies there."""
-    checkpoint = out / "trials" / f"trial_{number:04d}" / "checkpoint.pt"
-    return lambda: checkpoint.exists() and reports(out / "study.db", number) > 0
+    """Return whether the driver has heard of the trial's first evaluation, and a checkpoint lies there.
+
+    Or those of one of the next two: it may have ended unseen.
+    """
+    folders = [(one, out / "trials" / f"trial_{one:04d}") for one in range(number, number + 3)]
+    return lambda: any(
+        (folder / "checkpoint.pt").exists() and reports(out / "study.db", one) > 0 for one, folder in folders
+    )
 
 
 def interrupted(out: Path) -> int:

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import pytest
@@ -116,11 +117,13 @@ def test_an_exception_is_told_with_the_line_of_the_users_code(tmp_path: Path) ->
     assert str(raised.value) == f"{told} ({theirs}:5); mend it and add --resume"
 
 
-def test_a_folder_that_has_gone_is_told_and_no_file_of_it(tmp_path: Path) -> None:
+def test_a_folder_that_a_node_does_not_have_is_told_and_no_file_of_it(tmp_path: Path) -> None:
     with pytest.raises(RunError) as raised, explained(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").read_text()
-    told = f"the run in {tmp_path / 'run'} is not there any more; go on with --resume where it is now"
-    assert str(raised.value) == told
+    rule = (
+        f"out: must be a folder that all nodes share, got {tmp_path / 'run'}, which is not there on {node()}"
+    )
+    assert str(raised.value) == f"{rule}; go on with --resume"
 
 
 def test_the_disk_that_is_full_is_named_where_it_is_not_the_runs(

@@ -23,6 +23,7 @@ from widthwise.proxies import GPTConfig
 from widthwise.proxies.config import Horizon, Hyperparameters
 from widthwise.proxies.validation import ConfigError
 from widthwise.transfer import Recipe, cli, job_entry
+from widthwise.transfer.commands.job_options import going_on
 from widthwise.transfer.commands.jobs import jobs_table
 from widthwise.transfer.commands.options import whole_lines
 from widthwise.transfer.dashboard import DASHBOARD, dashboard, require_guarded
@@ -388,6 +389,17 @@ def test_a_jobs_verdict_is_its_runs_own(
 
 def ended(status: str, result: dict[str, Any] | None, *, exit_status: int | None = 1) -> Job:
     return Job(id="x", status=status, out="/o", started=None, exit=exit_status, result=result)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status", "goes_on"),
+    [("FAILED", 1, True), ("STOPPED", 130, True), ("FAILED", 2, False), ("RUNNING", None, False)],
+)
+def test_who_reads_of_a_job_that_can_go_on_is_told_how(
+    status: str, exit_status: int | None, goes_on: bool
+) -> None:
+    told = "; go on with: widthwise resume x --address http://h:1" if goes_on else ""
+    assert going_on(ended(status, None, exit_status=exit_status), "http://h:1") == told
 
 
 STOPPED = {"status": "stopped", "steps": 40}

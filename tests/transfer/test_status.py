@@ -81,6 +81,19 @@ def test_a_finished_sweep_whose_study_is_away_prints_its_document(
     assert [document] == expected
 
 
+def test_a_confirmation_that_waits_is_to_come(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ledger = Ledger(SweepConfig(trials=1, seeds=3, finalists=1), tmp_path, resume=False)
+    for _ in range(2):
+        trial = ledger.next()
+        assert isinstance(trial, Trial)
+        ledger.run(trial)
+        if trial.number == 0:
+            ledger.finish(0, "completed", {"loss": 3.25, "tokens": 10240, "seconds": 1.5})
+    printed = status(capsys, tmp_path)[1]
+    ledger.close()
+    assert printed.splitlines()[1].startswith("  1 completed, 1 running, 1 to come; 10,240 tokens in 2 s")
+
+
 def test_a_sweep_is_seen_as_it_runs_and_when_it_is_dead(
     capsys: pytest.CaptureFixture[str], swept: Ledger
 ) -> None:
@@ -171,7 +184,7 @@ def test_what_a_checkpoint_keeps_after_the_last_evaluation_counts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_target(tmp_path / "one")
-    for name in ("step_000000030", "step_000000040", ".step_000000050.unfinished"):
+    for name in ("step_000000030", "step_000000040", ".step_000000050.unfinished", "step_000000060.copy"):
         (tmp_path / "one" / "checkpoints" / name).mkdir(parents=True)
     assert status(capsys, tmp_path / "one")[1].splitlines()[1].startswith("  40,960 of 89,088 tokens, ")
 

@@ -8,6 +8,9 @@ from widthwise.transfer.commands.options import Flag
 if TYPE_CHECKING:
     from widthwise.transfer.jobs import Cluster, Job
 
+# The exit status of a command that was refused.
+_REFUSED = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnCluster:
@@ -26,8 +29,11 @@ class OnCluster:
 
 
 def going_on(job: "Job", address: str) -> str:
-    """Return how to go on with a job that died or was stopped, after a semicolon; nothing for any other."""
-    if not job.ended or job.verdict not in ("failed", "stopped"):
+    """Return how to go on with a job that died or was stopped, after a semicolon; nothing for any other.
+
+    Nor for one whose command was refused, as it would be again.
+    """
+    if not job.ended or job.verdict not in ("failed", "stopped") or job.exit == _REFUSED:
         return ""
     return f"; go on with: widthwise resume {job.id} --address {address}"
 

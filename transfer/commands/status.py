@@ -88,10 +88,10 @@ def _of_study(part: Mapping[str, Any]) -> list[str]:
     # What runs in a study that nobody works at has been interrupted with it.
     named = {"running": "running" if part["state"] == "running" else "interrupted"}
     counts = [f"{count} {named.get(status, status)}" for status, count in part["counts"].items()]
-    counts += [f"{part['to_come']} to come"] if part.get("to_come") else []
+    counts += [f"{part['to_come']} to come"] if part["to_come"] else []
     if counts or not verdict:
         total = f"{part['tokens']:,} tokens in {part['seconds']:,.0f} s"
-        seconds = part.get("seconds_left")
+        seconds = part["seconds_left"]
         left = "" if seconds is None else f", about {_duration(seconds)} left"
         said.append(f"  {', '.join(counts) or f'no {one}'}; {total}{left}")
     if part["best"] is not None:
