@@ -246,7 +246,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         running.process.wait()
 
 
-RAY = "import os; os.environ['PYTHONPATH'] = {path!r}; from ray.scripts.scripts import main; main()"
+RAY = """
+import os
+os.environ.update(PYTHONPATH={path!r}, RAY_worker_niceness="0")
+from ray.scripts.scripts import main
+main()
+"""
 QUIET = "--disable-usage-stats --block"
 
 

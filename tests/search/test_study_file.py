@@ -31,6 +31,12 @@ def _no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(study_file, "_SERVER", tmp_path / "none")
 
 
+@pytest.fixture(autouse=True)
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every disk taken for one of this machine's, whatever this one's is."""
+    monkeypatch.setattr(study_file, "is_local", lambda _: True)
+
+
 def files(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("study.db*"))
 
@@ -93,7 +99,7 @@ def test_a_file_that_somebody_reads_keeps_its_log_and_can_be_opened_again(
 def test_there_is_no_log_where_another_machine_may_see_the_file(
     opened: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_file, "_LOCAL", {"nothing"})
+    monkeypatch.setattr(study_file, "is_local", lambda _: False)
     ledger = opened()
     complete(ledger, *begin(ledger))
     assert files(ledger.out) == ["study.db"]
@@ -108,7 +114,7 @@ def test_a_log_that_a_kill_left_is_carried_over_where_there_is_to_be_none(
     ledger.report(number, 10, 3.5)
     # As a kill leaves it.
     shutil.copytree(ledger.out, tmp_path / "moved")
-    monkeypatch.setattr(study_file, "_LOCAL", {"nothing"})
+    monkeypatch.setattr(study_file, "is_local", lambda _: False)
     again = opened(tmp_path / "moved", resume=True)
     assert files(again.out) == ["study.db"]
     assert again.study.trials[number].intermediate_values == {10: 3.5}

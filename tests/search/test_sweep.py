@@ -442,6 +442,7 @@ def test_a_sweep_on_a_cluster_needs_its_token_and_leaves_it_running(
     address = f"127.0.0.1:{free_port}"
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ab" * 32)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     # A short name: the paths of Ray's sockets may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         ports = ["--port", address.partition(":")[2], "--temp-dir", folder]
