@@ -64,9 +64,13 @@ def interrupted(out: Path) -> int:
     return last.number
 
 
+def checkpoint_of(out: Path, number: int) -> Path:
+    return out / "trials" / f"trial_{number:04d}" / "checkpoint.pt"
+
+
 def set_clock(out: Path, number: int, seconds: float) -> int:
     """Change the time that a checkpoint says its run took; return its step."""
-    path = out / "trials" / f"trial_{number:04d}" / "checkpoint.pt"
+    path = checkpoint_of(out, number)
     state = torch.load(path, weights_only=True)
     with replacing(path) as file:
         torch.save({**state, "seconds": seconds}, file)
@@ -114,28 +118,27 @@ def listening(pids: dict[int, str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def damaged(
+def failing(
     start: Callable[..., Any], real_text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, Path]:
-    """Start a sweep of which two trials find bad folders; return it and its folder."""
-    out = tmp_path_factory.mktemp("damaged") / "sweep"
-    (out / "trials" / "trial_0001").mkdir(parents=True)
-    # No checkpoint can be written below a file, and no run resumed from one that is none.
+    """Start a sweep of which a trial fails; return it and its folder."""
+    out = tmp_path_factory.mktemp("failing") / "sweep"
+    (out / "trials").mkdir(parents=True)
+    # No checkpoint can be written below a file.
     (out / "trials" / "trial_0000").write_text("in the way")
-    (out / "trials" / "trial_0001" / "checkpoint.pt").write_text("damaged")
     return start(*sweep_of(real_text), "--out", out), out
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
     start: Callable[..., Any],
-    damaged: tuple[Any, Path],
+    failing: tuple[Any, Path],
     real_text: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return the folder of a sweep that nothing disturbed, having looked at what it said and left behind.
 
-    `damaged` runs beside it, because a sweep's start is a chain of processes that wait for each other.
+    `failing` runs beside it, because a sweep's start is a chain of processes that wait for each other.
     """
     out = tmp_path_factory.mktemp("undisturbed") / "sweep"
     running = start(*sweep_of(real_text), "--out", out, "--json")
@@ -224,9 +227,16 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     [worker] = [pid for pid, name in running.processes().items() if name.startswith("ray::ImplicitFunc")]
     # Beside other work a trial has its share of a core, as a bare loop would.
     assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)
+    os.kill(worker, signal.SIGSTOP)
+    damaged = interrupted(out)
+    path = checkpoint_of(out, damaged)
+    assert path.exists()
+    path.write_text("damaged")
     os.kill(worker, signal.SIGKILL)
     running.until(is_halfway(out, 2))
     running.kill()
+    told = f"checkpoint: {path} cannot be read (File is not a zip file); begun anew"
+    assert f"widthwise: trial {damaged}: {told}" in running.err.read_text().splitlines()
     killed = interrupted(out)
     assert 2 <= killed < 5
     assert 0 < set_clock(out, killed, 1000.0) < 50
@@ -237,8 +247,8 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     running.interrupt()
     status, printed, said = running.finish()
     stopped = interrupted(out)
-    told = f"widthwise: stopped; {stopped} trials are kept; go on with: widthwise sweep --resume --out {out}"
-    assert (status, printed, said.splitlines()[-1]) == (130, "", told)
+    last = f"widthwise: stopped; {stopped} trials are kept; go on with: widthwise sweep --resume --out {out}"
+    assert (status, printed, said.splitlines()[-1]) == (130, "", last)
     running.require_gone()
     assert killed + 2 <= stopped < 8
     assert not (out / "recipe.json").exists()
@@ -246,7 +256,10 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
 
     status, _, said = start("sweep", "--resume", "--out", out, "--json").finish()
     assert (status, len(said.splitlines())) == (0, 3 + 8 - stopped)
-    assert outcomes(out) == outcomes(undisturbed)
+    ended = outcomes(out)
+    assert ended[damaged] == outcomes(undisturbed)[damaged] | {"error": told}
+    ended[damaged]["error"] = None
+    assert ended == outcomes(undisturbed)
     assert tracked(out) == curves(records(out))
     # Only a trial that continued from its checkpoint took over the clock.
     seconds = [record["seconds"] for record in records(out)]
@@ -374,17 +387,12 @@ def test_sweeps_killed_at_random_moments_end_as_an_undisturbed_one(
         assert outcomes(out) == outcomes(undisturbed)
 
 
-def test_a_trial_that_fails_is_made_up_for_and_a_damaged_checkpoint_starts_anew(
-    damaged: tuple[Any, Path], undisturbed: Path
-) -> None:
-    running, out = damaged
+def test_a_trial_that_fails_is_made_up_for(failing: tuple[Any, Path], undisturbed: Path) -> None:
+    running, out = failing
     status, _, said = running.finish()
     assert status == 0, said
     assert said.splitlines()[3].startswith("trial 0 failed: FileExistsError: ")
     failed, *others = records(out)
-    path = out / "trials" / "trial_0001" / "checkpoint.pt"
-    assert others[0]["error"] == f"checkpoint: {path} cannot be read (File is not a zip file); begun anew"
-    assert f"widthwise: trial 1: {others[0]['error']}" in said.splitlines()
     assert (failed["status"], failed["error"].partition(":")[0]) == ("failed", "FileExistsError")
     assert [(one["hyperparameters"], one["loss"]) for one in others] == [
         (one["hyperparameters"], one["loss"]) for one in records(undisturbed)
