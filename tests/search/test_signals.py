@@ -20,8 +20,9 @@ def mine(*_: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Give SIGTERM and SIGINT a handler of the caller's."""
-    before = {number: signal.signal(number, mine) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Give SIGTERM and SIGINT a handler of the caller's; nohup, where the tests run under it, has none for SIGHUP."""
+    callers = {signal.SIGTERM: mine, signal.SIGINT: mine, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in callers.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
