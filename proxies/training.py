@@ -59,8 +59,8 @@ def train(
         context: tokens per sequence.
         options: how to run.
         on_metrics: called at every evaluation, on every worker; a true value stops the run.
-        on_resumed: called with the last evaluation of a run that is resumed, on every worker: what heard of it may
-            have died with the run.
+        on_resumed: called with every evaluation of a run that is resumed, in order, on every worker: what heard of
+            them may have died with the run.
         before_step: called as ``before_step(step, model, optimizer)`` between the backward pass and each
             optimizer step, on every worker; `step` counts from 0 and goes on after a resumption. What it
             keeps for later steps belongs into the optimizer's state, or a resumed run will differ.
@@ -72,8 +72,9 @@ def train(
     run = _Run(model, optimizer, tokens, horizon, context, options or RunOptions())
     run.resume()
     run.pulse.beat(run.step)
-    if on_resumed is not None and run.history:
-        on_resumed(run.history[-1])
+    if on_resumed is not None:
+        for metrics in run.history:
+            on_resumed(metrics)
     try:
         status = _loop(run, on_metrics, before_step)
         run.finish()

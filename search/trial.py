@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,6 +23,9 @@ from widthwise.proxies.validation import one_line
 UNKEPT = "unkept"
 """Status of a trial whose checkpoint could not be written, through no fault of the trial: it can be gone on with."""
 
+# At least, between two reports of a trial. Each costs the driver about 8 ms of a core, whatever it tells of.
+SECONDS_BETWEEN_REPORTS = 1.0
+
 
 def trainable(config: Mapping[str, Any]) -> None:
     """Run one trial: `config` holds ``spec`` (JSON), ``options`` of the run, ``folder`` and ``number``.
@@ -40,33 +44,35 @@ def trainable(config: Mapping[str, Any]) -> None:
     torch.cuda.empty_cache()
     if outcome is None:
         sys.exit(0)
-    reports.tell(outcome)
-    reports.wait()
+    reports.end(outcome)
 
 
 class Reports:
     """Tells Tune of a trial that trains on meanwhile: the driver takes its time for every report.
 
-    The driver has heard of every evaluation but the last. A trial that Tune has ended leaves by a SystemExit, as it
-    does from ``tune.report``.
+    A report has all ``evaluations`` since the one before it, in order, and the last one has the outcome besides. A
+    trial that Tune has ended leaves by a SystemExit, as it does from ``tune.report``.
     """
 
     def __init__(self) -> None:
         self._heard = Event()
         self._heard.set()
+        self._next = time.monotonic()
+        self._untold: list[dict[str, Any]] = []
         self._ended: SystemExit | Exception | None = None
 
-    def tell(self, report: Mapping[str, Any]) -> None:
-        """Report, once the report before has been heard."""
-        self.wait()
-        self._heard.clear()
-        # A daemon: a worker that is told to leave does not wait for the driver's answer.
-        Thread(target=self._report, args=(dict(report),), name="report", daemon=True).start()
-
-    def wait(self) -> None:
-        """Wait until the last report has been heard."""
-        self._heard.wait()
+    def tell(self, evaluation: Mapping[str, Any]) -> None:
+        """Report an evaluation; with the next one where the last report is young, or has not been heard."""
         self.look()
+        self._untold.append(dict(evaluation))
+        if self._heard.is_set() and time.monotonic() >= self._next:
+            self._send({"status": "running"})
+
+    def end(self, outcome: Mapping[str, Any]) -> None:
+        """Report the outcome, and wait until it has been heard."""
+        self._wait()
+        self._send(outcome)
+        self._wait()
 
     def look(self) -> None:
         """Leave if Tune has ended the trial."""
@@ -75,6 +81,18 @@ class Reports:
             sys.exit(0)
         if self._ended is not None:
             raise self._ended
+
+    def _wait(self) -> None:
+        self._heard.wait()
+        self.look()
+
+    def _send(self, report: Mapping[str, Any]) -> None:
+        self._heard.clear()
+        self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
+        told = {**report, "evaluations": self._untold}
+        self._untold = []
+        # A daemon: a worker that is told to leave does not wait for the driver's answer.
+        Thread(target=self._report, args=(told,), name="report", daemon=True).start()
 
     def _report(self, report: dict[str, Any]) -> None:
         try:
@@ -99,10 +117,10 @@ def outcome_of(config: Mapping[str, Any], reports: Reports) -> dict[str, Any]:
         names = ("loss", "step", "tokens", "seconds")
         values = {name: getattr(metrics, name) for name in names}
         progress = metrics.step / spec.horizon.steps
-        reports.tell({"status": "running", "progress": progress, **values, **noted})
+        reports.tell({"progress": progress, **values, **noted})
 
     def trained() -> TrainResult:
-        # The last evaluation before the checkpoint may not have been heard of when the worker was killed.
+        # Evaluations before the checkpoint may not have been heard of when the worker was killed.
         return run(spec, options, tell, on_resumed=tell, on_step=reports.look)
 
     try:

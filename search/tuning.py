@@ -58,7 +58,7 @@ def run_trials(
             tune.with_resources(trainable, {"cpu": 1, "gpu": share}),
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
-                scheduler=_Stopper(books, listeners, fuse),
+                scheduler=_Stopper(books, listeners, fuse, proposer.stopped),
                 num_samples=-1,
                 # All workers start at once then. One after the other, as else, the last may never come to be: a worker
                 # that is free before the next one is there takes the trial that waits for that, which ends its start.
@@ -150,6 +150,7 @@ class _Proposer(_Unsaved, Searcher):
     Attributes:
         limit: trials at a time, at most.
         room: trials that the cluster's nodes hold at a time.
+        stopped: the evaluations at which live trials were stopped, by number.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class _Proposer(_Unsaved, Searcher):
         # No metric: Tune would refuse a result without it, and a failed trial has none.
         super().__init__()
         self.books, self.limit, self.room, self.listeners, self.fuse = books, limit, room, listeners, fuse
+        self.stopped: dict[int, dict[str, Any]] = {}
         self.numbers: dict[str, int] = {}
         self.deaths: Counter[int] = Counter()
 
@@ -192,6 +194,9 @@ class _Proposer(_Unsaved, Searcher):
         if self.fuse.error:
             return
         number = self.numbers.pop(trial_id)
+        if number in self.stopped:
+            # Whatever else the trial had come to by then: when it heard of it does not matter.
+            result, error = {**self.stopped.pop(number), "status": "stopped"}, False
         if result and result["status"] == UNKEPT:
             with self.fuse.held():
                 self.books.require_there()
@@ -212,9 +217,8 @@ class _Proposer(_Unsaved, Searcher):
             # A run that diverged measures NaN, which JSON cannot say.
             outcome["measured"] = json.loads(outcome["measured"], parse_constant=lambda _: None)
         status: Status = "failed" if error or not outcome else outcome["status"]
-        # A trial that ends while it says that it is running was stopped by the scheduler.
         with self.fuse.held():
-            self.books.finish(number, "stopped" if status == "running" else status, outcome)
+            self.books.finish(number, status, outcome)
             if self.books.live and str(outcome.get("error", "")).startswith(OUT_OF_MEMORY):
                 # Its neighbours had the memory: the setting is tried again among fewer, which ends with one alone.
                 self.limit = min(self.limit, len(self.books.live))
@@ -232,20 +236,34 @@ class _Proposer(_Unsaved, Searcher):
 class _Stopper(_Unsaved, FIFOScheduler):
     """Stops the trials that the books give up: what they decide from is in the study, and survives a restart."""
 
-    def __init__(self, books: Books, listeners: Sequence[Listener], fuse: _Fuse) -> None:
+    def __init__(
+        self,
+        books: Books,
+        listeners: Sequence[Listener],
+        fuse: _Fuse,
+        stopped: dict[int, dict[str, Any]],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.books, self.listeners, self.fuse = books, listeners, fuse
+        self.books, self.listeners, self.fuse, self.stopped = books, listeners, fuse, stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        # An outcome is a trial's last word.
-        stop = result["status"] != "running"
-        if not stop and not self.fuse.error:
-            number = trial.config["number"]
+        number = trial.config["number"]
+        if not self.fuse.error:
             with self.fuse.held():
-                stop = self.books.report(number, result["step"], result["loss"])
-                for listener in self.listeners:
-                    listener.reported(number, result)
+                self._hear(number, result["evaluations"])
+        # An outcome is a trial's last word.
+        stop = result["status"] != "running" or number in self.stopped
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def _hear(self, number: int, evaluations: Sequence[dict[str, Any]]) -> None:
+        """Record evaluations, up to one at which the trial is to be stopped."""
+        for evaluation in evaluations:
+            behind = self.books.report(number, evaluation["step"], evaluation["loss"])
+            for listener in self.listeners:
+                listener.reported(number, evaluation)
+            if behind:
+                self.stopped[number] = evaluation
+                return
 
 
 def _gpu_share(placement: Placement, gpus: float) -> float:

@@ -30,7 +30,11 @@ from ..small_disk import on_a_small_disk
 
 pytestmark = pytest.mark.ray
 
-SMALL = "--width 32 --context 64 --tokens 51200 --batch-tokens 1024 --trials 6 --seeds 3 --finalists 1"
+# A trial takes a second or two: long enough to be hit before its end.
+STEPS = 150
+SMALL = (
+    f"--width 32 --context 64 --tokens {1024 * STEPS} --batch-tokens 1024 --trials 6 --seeds 3 --finalists 1"
+)
 
 
 def sweep_of(text: Path) -> list[object]:
@@ -182,8 +186,8 @@ def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
     completed = [one for one in found if one["status"] == "completed"]
     assert [one["number"] for one in found] == list(range(8))
     assert tracked(undisturbed) == curves(found)
-    assert all(one["tokens"] == 51200 and len(one["curve"]) == 8 for one in completed)
-    assert all(one["tokens"] < 51200 for one in found if one["status"] == "stopped")
+    assert all(one["tokens"] == 1024 * STEPS and len(one["curve"]) == 8 for one in completed)
+    assert all(one["tokens"] < 1024 * STEPS for one in found if one["status"] == "stopped")
 
     recipe = Recipe.load(undisturbed / "recipe.json")
     evidence, provenance = recipe.evidence or {}, recipe.provenance or {}
@@ -194,7 +198,7 @@ def test_a_sweep_ends_with_a_recipe_and_its_evidence(undisturbed: Path) -> None:
     assert list(best["losses"]) == ["0", "1", "2"]
     assert tried[0]["loss"] == min(one["loss"] for one in completed if one["confirms"] is None)
     assert recipe.hyperparameters == Hyperparameters.parse(best["hyperparameters"])
-    assert (recipe.proxy.width, recipe.horizon.steps) == (32, 50)
+    assert (recipe.proxy.width, recipe.horizon.steps) == (32, STEPS)
     assert set(provenance) == {
         "data",
         "config",
@@ -239,7 +243,7 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     assert f"widthwise: trial {damaged}: {told}" in running.err.read_text().splitlines()
     killed = interrupted(out)
     assert 2 <= killed < 5
-    assert 0 < set_clock(out, killed, 1000.0) < 50
+    assert 0 < set_clock(out, killed, 1000.0) < STEPS
 
     # The folder knows what the sweep was.
     running = start("sweep", "--resume", "--out", out)
@@ -252,7 +256,7 @@ def test_a_sweep_killed_in_every_way_ends_as_an_undisturbed_one(
     running.require_gone()
     assert killed + 2 <= stopped < 8
     assert not (out / "recipe.json").exists()
-    assert 0 < set_clock(out, stopped, 2000.0) < 50
+    assert 0 < set_clock(out, stopped, 2000.0) < STEPS
 
     status, _, said = start("sweep", "--resume", "--out", out, "--json").finish()
     assert (status, len(said.splitlines())) == (0, 3 + 8 - stopped)

@@ -25,11 +25,11 @@ class Driver:
 
     def __init__(self, last: int) -> None:
         self.last, self.ready = last, SimpleQueue[None]()
-        self.heard: list[int] = []
+        self.heard: list[list[int]] = []
 
-    def report(self, values: dict[str, int]) -> None:
+    def report(self, values: dict[str, Any]) -> None:
         self.ready.get()
-        self.heard.append(values["step"])
+        self.heard.append([one["step"] for one in values["evaluations"]])
         if len(self.heard) == self.last:
             raise SystemExit(0)
 
@@ -40,8 +40,8 @@ class Told(trial.Reports):
     def __init__(self, steps: float = float("inf")) -> None:
         self.steps, self.reports = steps, list[dict[str, Any]]()
 
-    def tell(self, report: Any) -> None:
-        self.reports.append(dict(report))
+    def tell(self, evaluation: Any) -> None:
+        self.reports.append(dict(evaluation))
 
     def look(self) -> None:
         self.steps -= 1
@@ -56,26 +56,49 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return one
 
 
-def test_a_trial_waits_for_no_answer_but_the_one_before_and_leaves_when_it_is_stopped(driver: Driver) -> None:
+def test_a_trial_waits_for_no_answer_but_the_last_and_tells_of_what_it_came_to_meanwhile(
+    driver: Driver,
+) -> None:
+    reports = trial.Reports()
+    for step in (1, 2, 3):
+        reports.tell({"step": step})
+    assert driver.heard == []
+    for _ in range(2):
+        driver.ready.put(None)
+    reports.end({"status": "completed"})
+    assert driver.heard == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize(("seconds", "heard"), [(0.0, [[1], [2], [3], []]), (3600.0, [[1], [2, 3]])])
+def test_evaluations_that_follow_closely_are_told_together(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, seconds: float, heard: list[list[int]]
+) -> None:
+    monkeypatch.setattr(trial, "SECONDS_BETWEEN_REPORTS", seconds)
+    driver.last = 99
+    reports = trial.Reports()
+    for step in (1, 2, 3):
+        driver.ready.put(None)
+        reports.tell({"step": step})
+        # By then the driver has heard of it.
+        reports._heard.wait()
+    driver.ready.put(None)
+    reports.end({"status": "completed"})
+    assert driver.heard == heard
+
+
+def test_a_trial_leaves_when_it_is_stopped(driver: Driver) -> None:
+    driver.last = 1
     reports = trial.Reports()
     reports.tell({"step": 1})
     reports.look()
-    assert driver.heard == []
-    driver.ready.put(None)
-    reports.tell({"step": 2})
-    assert driver.heard == [1]
-    driver.ready.put(None)
-    reports.tell({"step": 3})
-    assert driver.heard == [1, 2]
-    reports.look()
     driver.ready.put(None)
     with pytest.raises(SystemExit):
-        reports.wait()
+        reports.end({"status": "completed"})
     with pytest.raises(SystemExit):
         reports.look()
     with pytest.raises(SystemExit):
-        reports.tell({"step": 4})
-    assert driver.heard == [1, 2, 3]
+        reports.tell({"step": 2})
+    assert driver.heard == [[1]]
 
 
 def test_a_report_that_fails_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +107,8 @@ def test_a_report_that_fails_fails_the_trial(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(tune, "report", refuse)
     reports = trial.Reports()
-    reports.tell({"step": 1})
     with pytest.raises(ValueError, match=r"^no session$"):
-        reports.wait()
+        reports.end({"status": "completed"})
 
 
 UNANSWERED = """
@@ -117,19 +139,19 @@ def test_a_stopped_trial_leaves_no_model_behind(tmp_path: Path, driver: Driver) 
     trial.outcome_of(config_of(tmp_path / "first"), Told())
     gc.collect()
     gc.disable()
-    for _ in range(3):
-        driver.ready.put(None)
+    driver.last = 1
+    driver.ready.put(None)
     try:
         with pytest.raises(SystemExit):
             trial.trainable(config_of(tmp_path / "stopped"))
-        assert driver.heard == [10, 20, 30]
+        assert driver.heard == [[10]]
         assert not [one for one in gc.get_objects() if issubclass(type(one), GPT)]
     finally:
         gc.enable()
         torch.set_num_threads(threads)
 
 
-def test_a_trial_that_goes_on_repeats_its_last_evaluation_which_may_not_have_been_heard(
+def test_a_trial_that_goes_on_repeats_its_evaluations_which_may_not_have_been_heard(
     tmp_path: Path,
 ) -> None:
     killed, resumed = Told(steps=35), Told()
@@ -137,8 +159,8 @@ def test_a_trial_that_goes_on_repeats_its_last_evaluation_which_may_not_have_bee
         trial.outcome_of(config_of(tmp_path), killed)
     outcome = trial.outcome_of(config_of(tmp_path), resumed)
     assert [one["step"] for one in killed.reports] == [10, 20, 30]
-    assert [one["step"] for one in resumed.reports] == [30, 40, 50, 60]
-    assert resumed.reports[0] == killed.reports[-1]
+    assert [one["step"] for one in resumed.reports] == [10, 20, 30, 40, 50, 60]
+    assert resumed.reports[:3] == killed.reports
     assert {name: outcome[name] for name in ("status", "step")} == {"status": "completed", "step": 60}
 
 
@@ -147,7 +169,7 @@ def test_a_trial_names_the_disk_that_has_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: str, full: str
 ) -> None:
     class Full(Told):
-        def tell(self, report: Any) -> None:
+        def tell(self, evaluation: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     sweep = tmp_path / "sweep"
@@ -160,7 +182,7 @@ def test_a_trial_names_the_disk_that_has_no_room(
 
 def test_a_trial_whose_sweeps_folder_has_gone_makes_none_anew_and_can_be_gone_on_with(tmp_path: Path) -> None:
     class Moved(Told):
-        def tell(self, report: Any) -> None:
+        def tell(self, evaluation: Any) -> None:
             (tmp_path / "sweep").rename(tmp_path / "moved")
 
     outcome = trial.outcome_of(config_of(tmp_path / "sweep" / "trials" / "trial_0000"), Moved())
