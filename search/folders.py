@@ -12,7 +12,14 @@ from optuna.study import StudyDirection
 from widthwise.proxies.files import in_use, is_locked, locked
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import server
-from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable, write_study_file
+from widthwise.search.storage import (
+    Storage,
+    read_study_file,
+    require_sound,
+    sqlite_url,
+    unreadable,
+    write_study_file,
+)
 from widthwise.search.study_file import written
 
 STUDY = "widthwise"
@@ -186,6 +193,7 @@ def _written(out: Path, layout: Layout) -> Iterator[tuple[optuna.Study, Callable
 
 
 def _loaded(storage: optuna.storages.RDBStorage) -> optuna.Study:
+    require_sound(storage.engine)
     study = optuna.load_study(storage=storage, study_name=STUDY)
     study.user_attrs["config"]
     return study

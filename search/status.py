@@ -16,7 +16,7 @@ from widthwise.search import server
 from widthwise.search.folders import STUDY
 from widthwise.search.front import curve_of, front, loss_of
 from widthwise.search.names import STUDIES
-from widthwise.search.storage import Storage, read_study_file, sqlite_url, unreadable
+from widthwise.search.storage import Storage, read_study_file, require_sound, sqlite_url, unreadable
 
 # Errors that are told, the latest.
 MAX_ERRORS = 3
@@ -54,6 +54,7 @@ def _in_file(path: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         storage = optuna.storages.RDBStorage(sqlite_url(path, read_only=True), skip_table_creation=True)
+        require_sound(storage.engine)
         return optuna.load_study(storage=storage, study_name=STUDY)
     except Exception as error:
         raise ConfigError(f"folder: {unreadable(path, 'a study', error)}") from error

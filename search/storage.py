@@ -10,7 +10,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from pydantic import Field
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from widthwise.proxies.files import read_json, require_schema, write_json
@@ -111,6 +111,16 @@ def sqlite_url(path: Path, *, read_only: bool = False) -> str:
         return URL.create("sqlite", database=str(path)).render_as_string()
     database = f"file:{quote(str(path.resolve()))}"
     return URL.create("sqlite", database=database, query={"mode": "ro", "uri": "true"}).render_as_string()
+
+
+def require_sound(engine: Engine) -> None:
+    """Raise SQLite's own error where a page of the file is damaged: what needs that page may be read much later."""
+    with engine.connect() as connection:
+        said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if said != "ok":
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
 
 
 def unreadable(path: Path, what: str, error: BaseException) -> str:

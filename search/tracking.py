@@ -6,6 +6,7 @@ sweep was killed or the tracker was not asked for then, is told when the sweep i
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-from widthwise.proxies.files import write_atomic
-from widthwise.proxies.validation import one_line
+from widthwise.proxies.files import read_json, write_atomic
+from widthwise.proxies.validation import ConfigError, one_line
 from widthwise.search.books import Books, trial_name
 from widthwise.search.trackers import Begin, Run, Settings, Tracker, begin_with
 
@@ -40,7 +41,7 @@ class Tracking:
     ) -> None:
         self.books, self.tokens_per_step, self.warn = books, tokens_per_step, warn
         self.path = books.out / "tracked.json"
-        book = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        book = self._book()
         self.sweep: str = book.get("sweep") or secrets.token_hex(4)
         self.seen: dict[str, list[str]] = book.get("seen", {})
         self.channels = [_Channel(one, books.out, self.sweep) for one in trackers]
@@ -98,6 +99,16 @@ class Tracking:
         for channel in self.channels:
             self._end(channel, self.books.record(number))
 
+    def _book(self) -> dict[str, Any]:
+        """Return what the trackers have seen; nothing where its file is damaged, which is not worth a sweep."""
+        if not self.path.exists():
+            return {}
+        try:
+            return read_json(self.path, "what trackers have seen")
+        except ConfigError as error:
+            self.warn(f"{error}; trackers are told of all trials anew")
+            return {}
+
     def _catch_up(self, channel: "_Channel") -> None:
         """Tell a tracker of the finished trials whose end it has not seen."""
         seen = set(self.seen.get(channel.tracker, []))
@@ -131,7 +142,7 @@ class Tracking:
                 try:
                     what(*arguments)
                 except Exception as error:
-                    reason = one_line(f"{type(error).__name__}: {error}")
+                    reason = _without_secrets(one_line(f"{type(error).__name__}: {error}"))
                     if channel.works:
                         self.warn(f"{channel.tracker} is told no more ({reason}); --resume makes up for it")
                     channel.works = False
@@ -170,6 +181,11 @@ class _Channel:
         """Put away the runs of trials that have not ended."""
         for name in list(self.runs):
             self.end(name, None)
+
+
+def _without_secrets(said: str) -> str:
+    """Return a text without the users and passwords of the URLs in it: a server's address may have them."""
+    return re.sub(r"//[^/@\s]*@", "//***@", said)
 
 
 def _settings(record: Mapping[str, Any]) -> Settings:

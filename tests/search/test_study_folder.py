@@ -1,5 +1,6 @@
 """The folder of a sweep's study: what is refused there, what a refusal leaves, and what cannot be read."""
 
+import os
 import re
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from widthwise.proxies.files import LOCK, locked
 from widthwise.proxies.validation import ConfigError, RunError
 from widthwise.search import Storage, folders, sweep
 from widthwise.search.ledger import Ledger
+from widthwise.search.status import study_status
 from widthwise.search.stored import stored_config
 
 from .conftest import configured
@@ -191,6 +193,13 @@ def of_another_optuna(path: Path) -> None:
         database.commit()
 
 
+def of_a_damaged_page(path: Path) -> None:
+    """Overwrite the last page of a study, which opening it does not read."""
+    with path.open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(b"damaged!" * 512)
+
+
 AGAIN = "; put a copy of it back, or begin anew in another folder"
 
 
@@ -199,6 +208,7 @@ AGAIN = "; put a copy of it back, or begin anew in another folder"
     [
         (lambda path: path.write_bytes(b""), f"(it holds no study of ours){AGAIN}"),
         (lambda path: path.write_bytes(b"not a database" * 1000), f"(file is not a database){AGAIN}"),
+        (of_a_damaged_page, f"(database disk image is malformed){AGAIN}"),
         (
             of_another_optuna,
             f"(The runtime optuna version {optuna.__version__} is no longer compatible with the table schema "
@@ -206,7 +216,7 @@ AGAIN = "; put a copy of it back, or begin anew in another folder"
             "`$ pip install -U optuna`.)",
         ),
     ],
-    ids=["empty", "other", "version"],
+    ids=["empty", "other", "page", "version"],
 )
 def test_a_study_that_cannot_be_read_is_one_line(
     opened: Callable[..., Ledger], tmp_path: Path, damage: Callable[[Path], object], why: str
@@ -218,6 +228,9 @@ def test_a_study_that_cannot_be_read_is_one_line(
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert str(caught.value) == f"out: {path} cannot be read as a sweep's study {why}"
+    with pytest.raises(ConfigError) as caught:
+        study_status(tmp_path / "sweep")
+    assert str(caught.value) == f"folder: {path} cannot be read as a study {why}"
 
 
 def test_a_sweep_that_died_while_its_study_was_made_can_be_started_again(

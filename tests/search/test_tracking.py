@@ -13,6 +13,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from widthwise.proxies import GPTConfig, Horizon
 from widthwise.proxies.validation import ConfigError
 from widthwise.search import SweepConfig, sweep
+from widthwise.search import tracking as tracking_module
 from widthwise.search.ledger import Ledger
 from widthwise.search.tracking import Tracking
 
@@ -90,6 +91,37 @@ def test_a_trial_is_a_run_with_its_settings_and_its_loss_by_tokens(opened: Calla
     }
     assert told == {**expected, "width": 32, "seed": 0}
     assert end.session_end_info.status == 1  # STATUS_SUCCESS
+
+
+def test_a_damaged_file_of_what_trackers_have_seen_costs_a_warning(
+    opened: Callable[..., Any], said: list[str]
+) -> None:
+    ledger, tracking = opened()
+    with tracking:
+        train(ledger, tracking, [20, 40, 60])
+    path = ledger.out / "tracked.json"
+    path.write_text("{")
+    ledger, tracking = opened(resume=True)
+    with tracking:
+        train(ledger, tracking, [20])
+    [line] = said
+    assert line.startswith(f"{path}: ")
+    assert line.endswith("; trackers are told of all trials anew")
+    assert json.loads(path.read_text())["seen"] == {"tensorboard": ["trial_0000", "trial_0001"]}
+
+
+def test_a_trackers_error_is_told_without_the_password_in_it(
+    opened: Callable[..., Any], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise ConnectionError("API request to http://me:secret@host:5000/api failed")
+
+    monkeypatch.setattr(tracking_module, "begin_with", refuses)
+    ledger, tracking = opened()
+    with tracking:
+        train(ledger, tracking, [20])
+    why = "ConnectionError: API request to http://***@host:5000/api failed"
+    assert said == [f"tensorboard is told no more ({why}); --resume makes up for it"]
 
 
 def test_a_killed_sweep_has_every_point_once(opened: Callable[..., Any]) -> None:
