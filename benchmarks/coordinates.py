@@ -74,12 +74,16 @@ def take_anew(path: Path, data: str) -> None:
         else one
         for one in before.observations
     )
-    slopes = measure(observations, base_width=before.measured.base_width).coordinate_slopes
-    measured = replace(before.measured, coordinate_slopes=slopes)
+    taken = measure(observations, base_width=before.measured.base_width)
+    measured = replace(
+        before.measured,
+        coordinate_slopes=taken.coordinate_slopes,
+        coordinate_slopes_alone=taken.coordinate_slopes_alone,
+    )
     verdict = judge(measured, better_rule(before.alternatives))
     result = replace(before, observations=observations, measured=measured, verdict=verdict)
     write_json(path, result.as_json())
-    for layer, found in slopes.items():
+    for layer, found in taken.coordinate_slopes.items():
         print(f"{layer}: width^{interval(found)}")
     print(verdict.sentence)
 

@@ -148,8 +148,11 @@ def _coordinates(measured: Measured) -> Iterator[Reason]:
         text = f"{said}, {rule}: the parametrisation is broken"
         yield Reason(check="coordinates", outcome="fails", text=text, is_final=True)
         return
-    layer, worst = max(slopes.items(), key=lambda item: abs(item[1].value))
-    if abs(worst.value) > COORDINATE_TOLERANCE:
+    # That every layer is within is claimed of all at once, for which each one's own interval serves: at the edge of any
+    # layer's tolerance, that layer alone keeps the claim from being made (an intersection-union test).
+    alone = measured.coordinate_slopes_alone or slopes
+    layer, worst = max(alone.items(), key=lambda item: max(-item[1].low, item[1].high))
+    if not worst.within(COORDINATE_TOLERANCE):
         said = f"the change of {layer} in the first steps follows width^{_interval(worst)}"
         yield Reason(
             check="coordinates", outcome="inconclusive", text=f"{said}, {rule}: not clear; {_MORE_SEEDS}"
