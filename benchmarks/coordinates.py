@@ -80,7 +80,7 @@ def take_anew(path: Path, data: str) -> None:
         coordinate_slopes=taken.coordinate_slopes,
         coordinate_slopes_alone=taken.coordinate_slopes_alone,
     )
-    verdict = judge(measured, better_rule(before.alternatives))
+    verdict = judge(measured).beside(better_rule(before.alternatives))
     result = replace(before, observations=observations, measured=measured, verdict=verdict)
     write_json(path, result.as_json())
     for layer, found in taken.coordinate_slopes.items():

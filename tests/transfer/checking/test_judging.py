@@ -137,11 +137,9 @@ def test_a_wider_model_that_diverges_fails(carried_out: CarriedOut) -> None:
     assert verdict.sentence == "fails: 3 runs diverged at width 128 with the transferred setting"
 
 
-def test_a_decay_that_loses_is_said_with_the_rule_that_fits_better(carried_out: CarriedOut) -> None:
-    found = measure(carried_out(decay_drift=0.8, seed_noise=0.003), base_width=32)
-    verdict = judge(found, "rule 'mup-independent' fits better")
+def test_a_decay_that_loses_is_said_with_what_it_loses(carried_out: CarriedOut) -> None:
+    verdict = judge(measure(carried_out(decay_drift=0.8, seed_noise=0.003), base_width=32))
     assert verdict.outcome == "fails"
-    assert verdict.sentence.endswith("; rule 'mup-independent' fits better")
     assert re.search(
         r"at width 128 the transferred λ loses 0\.0\d{3} \(at least 0\.0\d{3}\) nats per token to 2\^\+1\.\d times it, "
         r"tolerance 0\.00\d\d \(2 seed deviations\)",
