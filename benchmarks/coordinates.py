@@ -25,7 +25,7 @@ from widthwise.proxies.runs import RunSpec, coordinate_deltas
 from widthwise.transfer import Recipe
 from widthwise.transfer.checking.alternatives import better_rule
 from widthwise.transfer.checking.estimates import slope
-from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.judging import gate, judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.recorded import read_check
 from widthwise.transfer.checking.tables import interval
@@ -80,7 +80,9 @@ def take_anew(path: Path, data: str) -> None:
         coordinate_slopes=taken.coordinate_slopes,
         coordinate_slopes_alone=taken.coordinate_slopes_alone,
     )
-    verdict = judge(measured).beside(better_rule(before.alternatives))
+    tokens = before.options.tokens or before.recipe.horizon.tokens
+    verdict = gate(before.horizons, tokens) or judge(measured)
+    verdict = verdict.beside(better_rule(before.alternatives))
     result = replace(before, observations=observations, measured=measured, verdict=verdict)
     write_json(path, result.as_json())
     for layer, found in taken.coordinate_slopes.items():
