@@ -25,7 +25,7 @@ from widthwise.proxies.runs import RunSpec, coordinate_deltas
 from widthwise.transfer import Recipe
 from widthwise.transfer.checking.alternatives import better_rule
 from widthwise.transfer.checking.estimates import slope
-from widthwise.transfer.checking.judging import judge
+from widthwise.transfer.checking.judging import gate, judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.recorded import read_check
 from widthwise.transfer.checking.tables import interval
@@ -74,12 +74,18 @@ def take_anew(path: Path, data: str) -> None:
         else one
         for one in before.observations
     )
-    slopes = measure(observations, base_width=before.measured.base_width).coordinate_slopes
-    measured = replace(before.measured, coordinate_slopes=slopes)
-    verdict = judge(measured, better_rule(before.alternatives))
+    taken = measure(observations, base_width=before.measured.base_width)
+    measured = replace(
+        before.measured,
+        coordinate_slopes=taken.coordinate_slopes,
+        coordinate_slopes_alone=taken.coordinate_slopes_alone,
+    )
+    tokens = before.options.tokens or before.recipe.horizon.tokens
+    verdict = gate(before.horizons, tokens) or judge(measured)
+    verdict = verdict.beside(better_rule(before.alternatives))
     result = replace(before, observations=observations, measured=measured, verdict=verdict)
     write_json(path, result.as_json())
-    for layer, found in slopes.items():
+    for layer, found in taken.coordinate_slopes.items():
         print(f"{layer}: width^{interval(found)}")
     print(verdict.sentence)
 

@@ -68,4 +68,5 @@ def better_rule(found: Mapping[str, Alternative]) -> str:
     if not better:
         return ""
     change, name, one = min(better, key=lambda entry: entry[0])
-    return f"rule {name!r}, with {2**one.octaves:.3g} times this λ there, fits better by {-change:.4f} nats per token"
+    factor = f"{2**one.octaves:.3g} times this λ at the largest width"
+    return f"rule {name!r}, with {factor}, fits better there by {-change:.4f} nats per token"

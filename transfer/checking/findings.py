@@ -1,7 +1,7 @@
 """What a check found, as plain records: by width, over the widths, and how good the transfer is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.fitting import Optimum
@@ -71,7 +71,10 @@ class Measured:
         deviation: standard deviation of the loss over seeds at each width's best η, pooled over the widths.
         lr_drift: drift of the optimal η off the rule's, octaves per doubling of the width.
         decay_drift: likewise of λ.
-        coordinate_slopes: layer → exponent of the change of its output in width; 0 under µP.
+        coordinate_slopes: layer → exponent of the change of its output in width; 0 under µP. All intervals hold
+            together.
+        coordinate_slopes_alone: the same, each with an interval of its own, which is narrower; empty in files of
+            earlier versions.
         singular_exponent: p of σ₁ ∝ √(η/λ)·d^p.
         rule_decay_exponent: of λ in width, by the rule.
         singular_decay_exponent: 2p - 1, which keeps σ₁ where η ∝ 1/d.
@@ -93,6 +96,7 @@ class Measured:
     loss_decay_exponent: Estimate | None
     kappa_exponent: Estimate | None
     quality: Quality | None
+    coordinate_slopes_alone: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def base(self) -> AtWidth:

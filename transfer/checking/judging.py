@@ -5,7 +5,7 @@ where a whole confidence interval lies on one side of its tolerance, and everyth
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from widthwise.transfer.checking.estimates import Estimate
@@ -43,23 +43,31 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a check says, and why; the reasons that decide come first."""
+    """What a check says, and why; the reasons that decide come first.
+
+    `better` is a sentence on the rule that fits better; empty where none is known to.
+    """
 
     outcome: Outcome
     reasons: tuple[Reason, ...]
+    better: str = ""
 
     @property
     def sentence(self) -> str:
-        """The verdict and its first reason."""
-        return f"{self.outcome}: {self.reasons[0].text}"
+        """The verdict and its first reason, and the rule that fits better."""
+        said = f"{self.outcome}: {self.reasons[0].text}"
+        return f"{said}; {self.better}" if self.better else said
+
+    def beside(self, better: str) -> "Verdict":
+        """Return the verdict with the rule that fits better, which a transfer that holds does not need."""
+        return self if self.outcome == "holds" else replace(self, better=better)
 
 
-def judge(measured: Measured, better: str = "") -> Verdict:
+def judge(measured: Measured) -> Verdict:
     """Return the verdict on a transfer whose horizon suffices.
 
     Args:
         measured: what was measured; a line of settings not run yet counts as not determined.
-        better: a sentence on the rule that fits better; added where λ fails.
 
     The order matters. A broken parametrisation fails whatever else was found. A recipe that is not at its own
     optimum cannot be judged by what it loses elsewhere. Then the regret at each width, and the drift over all.
@@ -70,7 +78,7 @@ def judge(measured: Measured, better: str = "") -> Verdict:
         *_seeds(measured),
         *_base(measured),
         *_drifts(measured),
-        *_regrets(measured, better),
+        *_regrets(measured),
     ]
     final = [one for one in findings if one.is_final]
     if final:
@@ -148,8 +156,11 @@ def _coordinates(measured: Measured) -> Iterator[Reason]:
         text = f"{said}, {rule}: the parametrisation is broken"
         yield Reason(check="coordinates", outcome="fails", text=text, is_final=True)
         return
-    layer, worst = max(slopes.items(), key=lambda item: abs(item[1].value))
-    if abs(worst.value) > COORDINATE_TOLERANCE:
+    # That every layer is within is claimed of all at once, for which each one's own interval serves: at the edge of any
+    # layer's tolerance, that layer alone keeps the claim from being made (an intersection-union test).
+    alone = measured.coordinate_slopes_alone or slopes
+    layer, worst = max(alone.items(), key=lambda item: max(-item[1].low, item[1].high))
+    if not worst.within(COORDINATE_TOLERANCE):
         said = f"the change of {layer} in the first steps follows width^{_interval(worst)}"
         yield Reason(
             check="coordinates", outcome="inconclusive", text=f"{said}, {rule}: not clear; {_MORE_SEEDS}"
@@ -223,7 +234,7 @@ def _why(at: AtWidth, axis: str) -> str:
     return f"at width {at.width}, {optimum.why}"
 
 
-def _regrets(measured: Measured, better: str) -> Iterator[Reason]:
+def _regrets(measured: Measured) -> Iterator[Reason]:
     """Find widths, other than the recipe's own, at which the transferred setting loses to the optimum."""
     for at in reversed(measured.widths):
         if at.width == measured.base_width:
@@ -234,8 +245,7 @@ def _regrets(measured: Measured, better: str) -> Iterator[Reason]:
             bound = REGRET_TOLERANCE * measured.deviation
             if optimum.regret.low > bound:
                 text = f"at width {at.width} the transferred {_NAMES[axis]} {_loses(optimum, bound)}"
-                tail = f"; {better}" if better and axis == "decay" else ""
-                yield Reason(check="regret", outcome="fails", text=text + tail)
+                yield Reason(check="regret", outcome="fails", text=text)
             elif not optimum.regret.high <= bound:
                 text = f"what the transferred {_NAMES[axis]} loses at width {at.width} is open: {_open(optimum, bound)}"
                 yield Reason(check="regret", outcome="inconclusive", text=text)

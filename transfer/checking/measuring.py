@@ -50,7 +50,9 @@ def measure(
         deviation=_pooled_deviation(at),
         lr_drift=lr_drift,
         decay_drift=decay_drift,
-        coordinate_slopes=_coordinate_slopes(transferred, steps, confidence),
+        # The layers share the confidence: with Bonferroni's correction, all intervals hold together.
+        coordinate_slopes=_coordinate_slopes(transferred, steps, 1 - (1 - confidence) / max(1, len(steps))),
+        coordinate_slopes_alone=_coordinate_slopes(transferred, steps, confidence),
         singular_exponent=p,
         rule_decay_exponent=rule_exponent,
         singular_decay_exponent=None
@@ -220,17 +222,13 @@ def _coordinate(run: Observation, layer: str, steps: Mapping[str, Sequence[int]]
 def _coordinate_slopes(
     runs: Sequence[Observation], steps: Mapping[str, Sequence[int]], confidence: float
 ) -> dict[str, Estimate]:
-    """Return the exponent of each layer's change in width (the coordinate check of arXiv 2203.03466, appendix D).
-
-    The layers share the confidence: with Bonferroni's correction, all intervals hold together.
-    """
+    """Return the exponent of each layer's change in width (the coordinate check of arXiv 2203.03466, appendix D)."""
     slopes: dict[str, Estimate] = {}
     for layer in steps:
-        shared = 1 - (1 - confidence) / len(steps)
         found = _run_slope(
             (one for one in runs if one.coordinates),
             lambda one, layer=layer: _coordinate(one, layer, steps),  # type: ignore[misc]
-            shared,
+            confidence,
         )
         if found is not None:
             slopes[layer] = found

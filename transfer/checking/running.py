@@ -199,12 +199,12 @@ class _Study:
         verdict = early
         if verdict is None:
             assert measured is not None
-            verdict = judge(measured, better_rule(others))
+            verdict = judge(measured)
         return CheckResult(
             recipe=self.recipe,
             options=self.options,
             rule=self.rule,
-            verdict=verdict,
+            verdict=verdict.beside(better_rule(others)),
             horizons=self.horizons,
             measured=measured,
             alternatives=others,

@@ -34,6 +34,7 @@ class World:
         lopsided: cubic term of the loss along η.
         noise: standard deviation of a run's loss, besides the `seed_noise` that all runs of a seed share.
         coordinate: exponent of the layers' change in width.
+        coordinate_noise: standard deviation of the log of that change, at each step.
         singular: p of σ₁ ∝ √(η/λ)·d^p.
         rule: exponent of λ in width, by the rule.
         kappa: exponent of κ̂ in width.
@@ -51,6 +52,7 @@ class World:
     noise: float = 0.003
     seed_noise: float = 0.01
     coordinate: float = 0.0
+    coordinate_noise: float = 0.02
     singular: float = 0.75
     rule: float = 0.5
     kappa: float = 0.0
@@ -69,7 +71,7 @@ class World:
         lr = 0.02 / (setting.width / BASE) * 2**setting.lr_octaves
         weight_decay = 2.0 * (setting.width / BASE) ** self.rule * 2**setting.decay_octaves
         singular = np.sqrt(lr / weight_decay) * setting.width**self.singular
-        changes = setting.width**self.coordinate * np.exp(0.02 * own[1:11])
+        changes = setting.width**self.coordinate * np.exp(self.coordinate_noise * own[1:11])
         return Observation(
             setting=setting,
             lr=lr,

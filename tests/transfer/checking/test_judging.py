@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import measure
 from widthwise.transfer.checking.observing import Observation
@@ -46,6 +47,9 @@ def test_it_is_said_to_hold_nearly_always_where_it_does(judged: Judged) -> None:
 FALSE: list[Any] = [
     pytest.param({"coordinate": 0.5}, "fails", "coordinates", id="a layer that grows with the width"),
     pytest.param({"coordinate": -0.5}, "fails", "coordinates", id="a layer that fades with the width"),
+    pytest.param(
+        {"coordinate_noise": 1.0}, "inconclusive", "coordinates", id="a layer of which little is known"
+    ),
     pytest.param({"lr_drift": -1.5}, "fails", "drift", id="an optimum that runs away"),
     pytest.param(
         {"lr_drift": -0.7, "seed_noise": 0.003}, "fails", "regret", id="a loss at the largest width"
@@ -68,6 +72,35 @@ def test_a_transfer_that_does_not_hold_is_never_said_to(
     assert "holds" not in {one.outcome for one in verdicts}
     agreeing = [one for one in verdicts if (one.outcome, one.reasons[0].check) == (outcome, check)]
     assert len(agreeing) >= 15, [one.sentence for one in verdicts if one not in agreeing]
+
+
+@pytest.mark.parametrize(
+    ("alone", "said"),
+    [
+        ({"embedding": (0.0, -0.01, 0.01), "logits": (-0.06, -0.09, -0.03)}, None),
+        ({"embedding": (0.09, -0.9, 1.1), "logits": (-0.06, -0.09, -0.03)}, "embedding +0.09 [-0.90, +1.10]"),
+        ({"embedding": (0.0, -0.01, 0.01), "logits": (-0.06, -0.11, -0.01)}, "logits -0.06 [-0.11, -0.01]"),
+        # A file of an earlier version has the wider intervals alone.
+        ({}, "logits -0.06 [-0.12, +0.00]"),
+    ],
+)
+def test_layers_keep_their_change_where_each_ones_own_interval_is_within(
+    carried_out: CarriedOut, alone: dict[str, tuple[float, float, float]], said: str | None
+) -> None:
+    def slopes(ends: dict[str, tuple[float, float, float]]) -> dict[str, Estimate]:
+        return {layer: Estimate(value=one[0], low=one[1], high=one[2]) for layer, one in ends.items()}
+
+    together = slopes({"embedding": (0.0, -0.02, 0.02), "logits": (-0.06, -0.12, 0.0)})
+    found = measure(carried_out(), base_width=32)
+    verdict = judge(replace(found, coordinate_slopes=together, coordinate_slopes_alone=slopes(alone)))
+    if said is None:
+        assert verdict.outcome == "holds"
+        return
+    layer, exponent = said.split(" ", 1)
+    assert verdict.sentence == (
+        f"inconclusive: the change of {layer} in the first steps follows width^{exponent}, tolerance ±0.1: not clear; "
+        "add seeds, or a wider width"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -104,11 +137,9 @@ def test_a_wider_model_that_diverges_fails(carried_out: CarriedOut) -> None:
     assert verdict.sentence == "fails: 3 runs diverged at width 128 with the transferred setting"
 
 
-def test_a_decay_that_loses_is_said_with_the_rule_that_fits_better(carried_out: CarriedOut) -> None:
-    found = measure(carried_out(decay_drift=0.8, seed_noise=0.003), base_width=32)
-    verdict = judge(found, "rule 'mup-independent' fits better")
+def test_a_decay_that_loses_is_said_with_what_it_loses(carried_out: CarriedOut) -> None:
+    verdict = judge(measure(carried_out(decay_drift=0.8, seed_noise=0.003), base_width=32))
     assert verdict.outcome == "fails"
-    assert verdict.sentence.endswith("; rule 'mup-independent' fits better")
     assert re.search(
         r"at width 128 the transferred λ loses 0\.0\d{3} \(at least 0\.0\d{3}\) nats per token to 2\^\+1\.\d times it, "
         r"tolerance 0\.00\d\d \(2 seed deviations\)",

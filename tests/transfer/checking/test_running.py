@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from widthwise.transfer import (
     scaled,
 )
 from widthwise.transfer.checking import running
-from widthwise.transfer.checking.alternatives import alternatives
+from widthwise.transfer.checking.alternatives import alternatives, better_rule
 from widthwise.transfer.checking.estimates import Estimate
 from widthwise.transfer.checking.judging import Verdict, gate, judge
 from widthwise.transfer.checking.measuring import measure
@@ -45,6 +46,8 @@ RECIPE = Recipe(
     proxy=GPTConfig(width=16, depth=1, head_dim=8, context=32),
     horizon=Horizon(batch_tokens=256, tokens=256 * 60, schedule="linear"),
 )
+# As wide as the base of the worlds whose truth is known.
+AT_32 = RECIPE.model_copy(update={"proxy": RECIPE.proxy.model_copy(update={"width": 32})})
 QUICK = CheckOptions(validation_batches=2)
 
 
@@ -145,6 +148,58 @@ def test_a_rule_that_takes_all_decay_away_has_no_alternatives(
     runs = carried_out()
     assert {"mup-coupled", "mup-independent"} <= set(alternatives(RECIPE.at(width=128), runs))
     assert alternatives(RECIPE.at(width=128, rule="undecayed"), runs) == {}
+
+
+@pytest.mark.parametrize(
+    ("truth", "said"),
+    [
+        (
+            {"decay_drift": 0.8, "seed_noise": 0.003},
+            r"rule 'mup-independent', with 2 times this λ X by 0\.05\d\d Y",
+        ),
+        (
+            {"decay_drift": -0.8, "seed_noise": 0.003},
+            r"rule 'mup-coupled', with 0\.5 times this λ X by 0\.05\d\d Y",
+        ),
+        ({}, ""),
+    ],
+)
+def test_the_rule_that_fits_better_is_the_one_with_the_lower_loss(
+    carried_out: Callable[..., list[Observation]], truth: dict[str, float], said: str
+) -> None:
+    pattern = said.replace("X", "at the largest width, fits better there").replace("Y", "nats per token")
+    found = better_rule(alternatives(AT_32.at(width=128), carried_out(**truth)))
+    assert re.fullmatch(pattern, found), found
+
+
+@pytest.mark.parametrize(
+    ("truth", "horizons", "finding"),
+    [
+        ({"decay_drift": 0.8, "seed_noise": 0.003}, {128: 2.0}, ("fails", "regret")),
+        ({"decay_drift": 1.5}, {128: 2.0}, ("fails", "drift")),
+        (
+            {"decay_drift": 0.6, "seed_noise": 0.03, "coordinate_noise": 1.0},
+            {128: 2.0},
+            ("inconclusive", "coordinates"),
+        ),
+        ({"decay_drift": 0.8}, {128: 1.0}, ("inconclusive", "horizon")),
+        ({"decay_drift": 0.6, "seed_noise": 0.03}, {128: 2.0}, ("holds", "evidence")),
+    ],
+)
+def test_the_rule_that_fits_better_is_said_unless_the_transfer_holds(
+    carried_out: Callable[..., list[Observation]],
+    design: Callable[..., Design],
+    truth: dict[str, float],
+    horizons: dict[int, float],
+    finding: tuple[str, str],
+) -> None:
+    seen = {one.setting: one for one in carried_out(design(full=True), **truth)}
+    result = running._Study(AT_32, CheckOptions()).result(seen, gate(horizons, 1000))
+    verdict, better = result.verdict, better_rule(result.alternatives)
+    assert (verdict.outcome, verdict.reasons[0].check) == finding
+    assert better.startswith("rule 'mup-independent', with 2 times this λ")
+    tail = "" if verdict.outcome == "holds" else f"; {better}"
+    assert verdict.sentence == f"{verdict.outcome}: {verdict.reasons[0].text}{tail}"
 
 
 @pytest.mark.slow
