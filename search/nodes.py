@@ -15,6 +15,8 @@ from widthwise.proxies.validation import ConfigError
 # Seconds for a node to start a worker and answer; a busy one may take long.
 ANSWER_SECONDS = 60
 
+NO_ROOM = "no node has a core, and the share of a GPU, that a trial takes: waiting for one"
+
 
 def require_same_version(ray: Any) -> None:
     """Raise a ConfigError unless every living node of the cluster has this version of widthwise installed."""

@@ -22,7 +22,7 @@ from widthwise.search.books import Books, Status
 from widthwise.search.cluster import scratch_folder
 from widthwise.search.executing import Placement
 from widthwise.search.listening import Listener
-from widthwise.search.nodes import local_death
+from widthwise.search.nodes import NO_ROOM, local_death
 from widthwise.search.packing import OUT_OF_MEMORY
 from widthwise.search.silence import SECONDS_BETWEEN_LOOKS, Head
 from widthwise.search.spares import Spares
@@ -69,7 +69,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Watch(fuse, spares, proposer, share, head)],
+                callbacks=[_Watch(fuse, spares, proposer, share, head, warn)],
             ),
         ).fit()
 
@@ -108,7 +108,7 @@ class _Unsaved:
 
 
 class _Watch(_Unsaved, tune.Callback):
-    """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever.
+    """Looks at the nodes, and ends the run where none is alive: Tune would wait for one for ever, and does not say so.
 
     It ends the run when the books cannot be kept or have gone, too, and when a process of the local Ray has died.
     """
@@ -120,8 +120,10 @@ class _Watch(_Unsaved, tune.Callback):
         proposer: "_Proposer",
         share: float,
         head: Head,
+        warn: Callable[[str], None],
     ) -> None:
         self.fuse, self.spares, self.proposer, self.share, self.head = fuse, spares, proposer, share, head
+        self.warn = warn
         self.next_look = 0.0
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -138,7 +140,10 @@ class _Watch(_Unsaved, tune.Callback):
             return
         if not nodes:
             raise RunError("Ray's last node died; what has ended is kept: go on with --resume")
-        self.proposer.room = sum(_room(node["Resources"], self.share) for node in nodes)
+        room = sum(_room(node["Resources"], self.share) for node in nodes)
+        if self.proposer.room and not room:
+            self.warn(NO_ROOM)
+        self.proposer.room = room
         # A trial that is about to start has no place on a node yet.
         if all(trial.status != Trial.PENDING for trial in trials):
             self.spares.look(nodes)
